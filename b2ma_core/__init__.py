@@ -1,0 +1,1 @@
+"""Black-box model adaptation for semantic segmentation: SpatialMix and hard patches mining."""

@@ -1,0 +1,286 @@
+"""Data sets behind one type: images and labels of one size in memory-mapped arrays.
+
+A *part* is what one role of a study reads: source_train, source_val, target_train, target_val,
+target_test. It is checked as a whole, brought to the study's image size once, and kept in
+``data/<study>/<part>/`` as ``images.npy``, ``labels.npy`` and ``index.json``; training reads those.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from b2ma_core import minicity
+from b2ma_core.labels import LABEL_SPACES
+from b2ma_core.params import Params
+from b2ma_core.records import PROJECT, only_one, whole_folder, write_json
+
+PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+LAYOUT = "<root>/<split>/*.png with labels of the same names in <root>/<split>annot/"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one part's samples come from, and the size they are brought to."""
+
+    name: str
+    dataset: str
+    root: str | None
+    domain: str | None
+    sequences: list[str] | None
+    split: str
+    count: int | None
+    world_seed: int
+    version: int
+    label_space: str
+    size: list[int]
+    native_labels: bool  # scored parts keep their labels' own size
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample on disk, or one scene to draw."""
+
+    name: str
+    image: str | tuple
+    labels: str | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """One part, ready to read.
+
+    Attributes:
+        name: the part.
+        names: one per image, without suffix.
+        images: ``(N, H, W, 3)`` uint8 RGB, memory-mapped.
+        labels: ``(N, H', W')`` uint8 train ids, memory-mapped; None where there are none. H' x W' is H x W for
+            training parts and the labels' own size for scored ones.
+    """
+
+    name: str
+    names: list[str]
+    images: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def parts(params: Params) -> dict[str, Part]:
+    """The parts that a study has, by name."""
+    found = {}
+    for name in PARTS:
+        side, role = name.split("_")
+        dataset, split = getattr(params, f"{side}_dataset"), getattr(params, f"{name}_split", None)
+        if dataset == "none" or split is None:
+            continue
+        drawn = dataset == "minicity"
+        found[name] = Part(
+            name=name,
+            dataset=dataset,
+            root=None if drawn else getattr(params, f"{side}_root"),
+            domain=getattr(params, f"{side}_domain") if drawn else None,
+            sequences=getattr(params, f"{side}_sequences"),
+            split=split,
+            count=getattr(params, f"{name}_images"),
+            world_seed=params.world_seed if drawn else 0,
+            version=minicity.VERSION if drawn else 0,
+            label_space=params.label_space,
+            size=params.image_size,
+            native_labels=role == "val",
+        )
+    return found
+
+
+def list_items(part: Part) -> list[Item]:
+    """Name the samples of a part, in a fixed order.
+
+    Raises:
+        FileNotFoundError: if the folder is missing; the message shows the layout expected.
+        ValueError: if no sample is left.
+    """
+    if part.dataset == "minicity":
+        return [Item(f"{part.split}_{i:05d}", (part.domain, part.split, i), "drawn") for i in range(part.count)]
+    root = PROJECT / part.root  # an absolute root stays as it is
+    items = []
+    for split in part.split.split("+"):
+        if not (root / split).is_dir():
+            raise FileNotFoundError(
+                f"{part.name}: no folder {root / split}. Expected: {LAYOUT}. Set {part.name.split('_')[0]}_root in the "
+                "study's parameters to the folder that you have"
+            )
+        for image in sorted((root / split).iterdir()):
+            if image.suffix.lower() in IMAGE_SUFFIXES and image.name.startswith(tuple(part.sequences or [""])):
+                labels = root / f"{split}annot" / f"{image.stem}.png"
+                items.append(Item(image.stem, str(image), str(labels) if labels.parent.is_dir() else None))
+    items = items[: part.count]
+    if not items:
+        of = f" of sequences {part.sequences}" if part.sequences else ""
+        raise ValueError(f"{part.name}: {root / part.split} holds no images{of} ({', '.join(IMAGE_SUFFIXES)})")
+    return items
+
+
+def read_sample(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read one sample at the part's size.
+
+    Returns:
+        ``(H, W, 3)`` uint8 image and ``(H', W')`` uint8 train ids, or None without labels.
+
+    Raises:
+        ValueError: naming the file that is missing, unreadable, of another size than its image, or holds ids that
+            are no train ids of the label space.
+    """
+    height, width = part.size
+    if part.dataset == "minicity":
+        domain, split, index = item.image
+        return minicity.render(index, domain, split, part.world_seed, (height, width))
+    image = _decode(item.image).convert("RGB")
+    labels = None
+    if item.labels is not None:
+        picture = _decode(item.labels)
+        if picture.size != image.size:
+            raise ValueError(f"{item.labels}: labels are {picture.size}, the image is {image.size} (W x H)")
+        if picture.mode not in ("L", "P"):
+            raise ValueError(f"{item.labels}: labels must be an 8-bit PNG with one channel, not {picture.mode!r}")
+        space = LABEL_SPACES[part.label_space]
+        labels = np.asarray(picture)
+        if part.dataset == "camvid":
+            labels = np.where(labels == 11, space.ignore_index, labels)  # void on disk
+        space.check(labels, item.labels)
+        if not part.native_labels:
+            labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), labels
+
+
+def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "data") -> dict[str, Data]:
+    """Check and convert every part of a study, unless that was done already.
+
+    Args:
+        params: the study.
+        workers: processes that decode and draw; None: as many as the threads granted, or the cores.
+        data: the folder of all prepared data.
+
+    Returns:
+        The parts by name.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`list_items`; and ValueError listing everything wrong with a
+            part's files, not only the first.
+    """
+    workers = workers or int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    folder = data / params.study
+    wanted = parts(params)
+    items = {name: list_items(part) for name, part in wanted.items()}  # nothing is written if a folder is missing
+    with only_one(folder, patience=3600):  # seeds that start together share what the first one prepares
+        for name, part in wanted.items():
+            fingerprint = {**asdict(part), "files": [_stamp(item) for item in items[name]]}
+            index = folder / name / "index.json"
+            if not index.is_file() or json.loads(index.read_text())["fingerprint"] != _json(fingerprint):
+                with whole_folder(folder / name) as target:
+                    _convert(part, items[name], target, workers)
+                    names = [item.name for item in items[name]]
+                    write_json(target / "index.json", {"fingerprint": fingerprint, "names": names})
+    return {name: load(params, name, data) for name in wanted}
+
+
+def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | None:
+    """Open a prepared part; None if the study has no such part.
+
+    Raises:
+        FileNotFoundError: if it was not prepared yet; 00_data comes first.
+    """
+    if name not in parts(params):
+        return None
+    folder = data / params.study / name
+    if not (folder / "index.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is missing: run the notebook 00_data first (make study STUDY={params.study})"
+        )
+    names = json.loads((folder / "index.json").read_text())["names"]
+    labels = folder / "labels.npy"
+    return Data(
+        name=name,
+        names=names,
+        images=np.load(folder / "images.npy", mmap_mode="r"),
+        labels=np.load(labels, mmap_mode="r") if labels.is_file() else None,
+    )
+
+
+def class_frequencies(labels: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
+    """``(C,)`` float64 share of the labelled pixels per class; 0 .. 1."""
+    counts = sum(np.bincount(np.asarray(m).ravel(), minlength=256)[:num_classes] for m in labels)
+    return counts / max(counts.sum(), 1)
+
+
+def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> None:
+    images, labels, problems = None, None, []
+    for i, sample in enumerate(_in_parallel(partial(_attempt, part=part), items, workers, part.name)):
+        if isinstance(sample, str):
+            problems.append(sample)
+            continue
+        image, label_map = sample
+        if images is None:
+            images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(items), *image.shape))
+            if label_map is not None:
+                shape = (len(items), *label_map.shape)
+                labels = np.lib.format.open_memmap(folder / "labels.npy", "w+", np.uint8, shape)
+        if (label_map is None) != (labels is None) or (labels is not None and label_map.shape != labels.shape[1:]):
+            problems.append(f"{items[i].labels or items[i].image}: labels missing or of another size than the others'")
+            continue
+        images[i] = image
+        if labels is not None:
+            labels[i] = label_map
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {shown}{more}")
+
+
+def _attempt(item: Item, part: Part) -> tuple | str:
+    try:
+        return read_sample(item, part)
+    except (ValueError, OSError) as error:
+        return str(error)
+
+
+def _in_parallel(function: Callable, items: list, workers: int, title: str) -> Iterable:
+    bar = partial(tqdm, total=len(items), desc=title, unit="image", mininterval=5)
+    if workers < 2 or len(items) < 64:
+        yield from bar(map(function, items))
+        return
+    # Fresh processes: a fork of a notebook's kernel would inherit its threads' locks.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from bar(pool.map(function, items, chunksize=16))
+
+
+def _decode(path: str) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+        return picture
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; each image needs its labels, or none of them has any") from None
+    except (OSError, SyntaxError) as error:  # Pillow's errors for broken PNGs
+        raise ValueError(f"{path}: cannot be read as a picture ({error}); fetch it again") from None
+
+
+def _stamp(item: Item) -> list:
+    """What changes when a file on disk does."""
+    if not isinstance(item.image, str):
+        return [item.name]
+    files = [Path(p) for p in (item.image, item.labels) if p is not None]
+    return [item.name, *[(f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else None for f in files]]
+
+
+def _json(value):
+    return json.loads(json.dumps(value))

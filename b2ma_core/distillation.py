@@ -1,0 +1,174 @@
+"""The method: distillation across domains from the box's labels, then from itself with SpatialMix and hard patches."""
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from b2ma_core.augmentations import coin, jitter_and_blur
+from b2ma_core.hard_patches import HardPatch, cell
+from b2ma_core.params import Params
+from b2ma_core.spatial_mix import Cuts, draw_cuts, spatial_mix
+
+
+def class_weights(frequencies: np.ndarray) -> Tensor:
+    """``(C,)`` float32 weights 1 / sqrt(frequency), scaled so that the mean over pixels is 1.
+
+    Args:
+        frequencies: ``(C,)`` share of the pixels, 0 .. 1. Shares below 1e-4 count as 1e-4, absent classes get 0.
+    """
+    weights = np.where(frequencies > 0, 1 / np.sqrt(np.maximum(frequencies, 1e-4)), 0.0)
+    return torch.from_numpy(weights / (weights * frequencies).sum()).float()
+
+
+def label_loss(logits: Tensor, train_ids: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy against labels; the loss of the source model, stage 1, hard patches and the oracle.
+
+    Args:
+        logits: ``(N, C, H, W)`` float.
+        train_ids: ``(N, H, W)`` int64; 255 is ignored.
+        weights: ``(C,)`` class weights.
+        smoothing: label smoothing, 0 .. 1.
+
+    Returns:
+        Scalar mean; 0 if every pixel is ignored.
+    """
+    if not (train_ids != 255).any():
+        return logits.sum() * 0
+    return F.cross_entropy(logits, train_ids, weights, ignore_index=255, label_smoothing=smoothing)
+
+
+def consistency_loss(
+    logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float, per: str = "image"
+) -> Tensor:
+    """Cross-entropy against the teacher's labels, weighted by how sure it was.
+
+    Args:
+        logits: ``(N, C, H, W)`` float, the student's.
+        pseudo_labels: ``(N, H, W)`` int64, the teacher's arg max.
+        confidence: ``(N, H, W)`` float, the teacher's.
+        threshold: confidence that counts as sure (published 0.968).
+        per: "image": every pixel of an image weighs the image's share of sure pixels (published);
+            "pixel": sure pixels weigh 1, others 0.
+
+    Returns:
+        Scalar: mean over all pixels of weight x cross-entropy.
+
+    Source: Luo et al., CROTS (IJCV 2024), self distillation; the weight follows DACS (Tranheden et al., WACV 2021).
+    """
+    sure = (confidence >= threshold).float()
+    weight = sure.mean((1, 2), keepdim=True) if per == "image" else sure
+    return (weight * F.cross_entropy(logits, pseudo_labels, reduction="none")).mean()
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, step: int, alpha: float = 0.99, buffers: bool = True) -> None:
+    """Move the teacher towards the student, in place: ``t <- a t + (1 - a) s``, ``a = min(1 - 1 / (step + 1), alpha)``.
+
+    Args:
+        teacher: the average.
+        student: a network of the same make.
+        step: 0, 1, 2 ..; the teacher becomes the student at step 0.
+        alpha: the largest share that the teacher keeps, 0 .. 1.
+        buffers: average floating-point buffers (batch-norm statistics) too, and copy counters; False leaves all
+            buffers alone, as the published code does.
+
+    Source: Tarvainen and Valpola, Mean teachers (NeurIPS 2017); the warm-up from the published code.
+    """
+    alpha = min(1 - 1 / (step + 1), alpha)
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if buffers:
+        pairs += list(zip(teacher.buffers(), student.buffers(), strict=True))
+    floating = [(t, s) for t, s in pairs if t.is_floating_point()]
+    if floating:
+        ours, theirs = zip(*floating, strict=True)
+        torch._foreach_lerp_(list(ours), list(theirs), 1 - alpha)
+    for t, s in pairs:
+        if not t.is_floating_point():
+            t.copy_(s)
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A copy of the student that no gradient reaches, in eval mode."""
+    return copy.deepcopy(student).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def teach(teacher: nn.Module, images: Tensor, kind: str = "probability") -> tuple[Tensor, Tensor]:
+    """The teacher's labels and confidences on clean images.
+
+    Args:
+        teacher: the network.
+        images: ``(N, 3, H, W)`` float in [0, 1].
+        kind: confidence as softmax "probability", or as the raw "logit" (the published fault).
+
+    Returns:
+        ``(N, H, W)`` int64 labels and ``(N, H, W)`` float32 confidences.
+    """
+    logits = teacher(images).float()
+    confidence, pseudo_labels = (logits.softmax(1) if kind == "probability" else logits).max(1)
+    return pseudo_labels, confidence
+
+
+def cut_patches(images: np.ndarray, labels: np.ndarray, patches: list[HardPatch], grid: int) -> tuple[Tensor, Tensor]:
+    """Cut patches out of the data: ``(N, 3, h, w)`` uint8 and ``(N, h, w)`` uint8, ``h = H // grid``, ``w = W // grid``."""
+    pictures, maps = [], []
+    for image, row, column, _ in patches:
+        rows, columns = cell(*labels.shape[1:], row, column, grid)
+        pictures.append(torch.from_numpy(np.array(images[image, rows, columns])).permute(2, 0, 1))
+        maps.append(torch.from_numpy(np.array(labels[image, rows, columns])))
+    return torch.stack(pictures), torch.stack(maps)
+
+
+def mix_batch(
+    images: Tensor, pseudo_labels: Tensor, confidence: Tensor, params: Params, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Cuts]:
+    """SpatialMix and strong augmentation: what the student sees and what it should say.
+
+    Images, labels and confidences share one draw of cuts, and one coin that mirrors the whole batch. Only the
+    image is then jittered and blurred.
+
+    Returns:
+        ``(N, 3, H, W)`` images, ``(N, H, W)`` labels, ``(N, H, W)`` confidences, and the cuts (before the mirror).
+    """
+    cuts = draw_cuts(len(images), *images.shape[-2:], params.position_beta, generator)
+    mixed = [spatial_mix(tensor, cuts) for tensor in (images, pseudo_labels, confidence)]
+    if coin(0.5, generator):
+        mixed = [tensor.flip(-1) for tensor in mixed]
+    seen = jitter_and_blur(
+        mixed[0], params.mix_jitter, params.mix_jitter_probability, params.mix_blur_probability, generator
+    )
+    return seen, mixed[1], mixed[2], cuts
+
+
+def self_distillation_loss(
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    hard: tuple[Tensor, Tensor] | None,
+    params: Params,
+    generator: torch.Generator,
+) -> Tensor:
+    """One step of stage 2: the student answers mixed images as the teacher answers clean ones, plus hard patches.
+
+    Args:
+        student: trained.
+        teacher: its average.
+        images: ``(N, 3, H, W)`` float in [0, 1], target images.
+        hard: ``(M, 3, h, w)`` float patches and ``(M, h, w)`` int64 pseudo labels of the box; None without patches.
+        params: the study's.
+        generator: source of all randomness, on the CPU.
+
+    Returns:
+        Scalar loss.
+    """
+    pseudo_labels, confidence = teach(teacher, images, params.confidence)
+    seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, params, generator)
+    loss = consistency_loss(
+        student(seen), pseudo_labels, confidence, params.confidence_threshold, params.consistency_weight
+    )
+    if hard is not None:
+        loss = loss + params.hard_patch_weight * label_loss(student(hard[0]), hard[1])
+    return loss

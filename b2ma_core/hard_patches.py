@@ -1,0 +1,164 @@
+"""Hard patches mining: where the rare classes of the pseudo labels lie, as an index of grid cells."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from b2ma_core.records import Run, write_bytes
+
+
+class HardPatch(NamedTuple):
+    """One cell of an image's grid that holds rare classes.
+
+    Attributes:
+        image: index of the image in the data set.
+        row: row of the cell, 0 .. grid - 1.
+        column: column of the cell, 0 .. grid - 1.
+        classes: the rare classes in it, train ids in rising order.
+    """
+
+    image: int
+    row: int
+    column: int
+    classes: tuple[int, ...]
+
+
+def class_statistics(
+    pseudo_labels: Iterable[np.ndarray], num_classes: int, confidences: Iterable[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels per class, and mean confidence per class.
+
+    Args:
+        pseudo_labels: ``(H, W)`` integer maps of train ids; values from ``num_classes`` on are ignored.
+        num_classes: number of classes C.
+        confidences: ``(H, W)`` float maps, 0 .. 1, one per label map, where the box gave them.
+
+    Returns:
+        ``(C,)`` int64 counts and ``(C,)`` float64 means; a mean is NaN where a class has no pixel or no
+        confidences were given.
+
+    Raises:
+        ValueError: if there are not as many confidence maps as label maps.
+    """
+    counts, sums = np.zeros(num_classes, np.int64), np.zeros(num_classes)
+    maps = ((labels, None) for labels in pseudo_labels)
+    if confidences is not None:
+        maps = zip(pseudo_labels, confidences, strict=True)
+    for labels, confidence in maps:
+        labels = np.asarray(labels).ravel()
+        known = labels < num_classes
+        counts += np.bincount(labels[known], minlength=num_classes)
+        if confidence is not None:
+            sums += np.bincount(labels[known], np.asarray(confidence, np.float64).ravel()[known], num_classes)
+    nothing = np.full(num_classes, np.nan)
+    if confidences is None:
+        return counts, nothing
+    return counts, np.divide(sums, counts, out=nothing, where=counts > 0)
+
+
+def rare_classes(
+    pseudo_labels: Iterable[np.ndarray],
+    num_classes: int,
+    confidences: Iterable[np.ndarray] | None = None,
+    k: int = 5,
+) -> list[int]:
+    """The k classes with the fewest predicted pixels, united with the k of the lowest mean confidence.
+
+    A class that no pixel was given to has no patch to mine and is not counted among the k.
+
+    Args:
+        pseudo_labels: ``(H, W)`` integer maps of train ids; ``num_classes`` and above are ignored.
+        num_classes: number of classes.
+        confidences: ``(H, W)`` float maps, 0 .. 1; None where the box gave labels alone.
+        k: how many classes each of the two rankings names.
+
+    Returns:
+        Train ids in rising order. Ties go to the lower id.
+
+    Source: Luo et al., CROTS (IJCV 2024), hard patches mining; the published lists for GTA5 are
+    [6, 7, 12, 16, 17, 18], for SYNTHIA [6, 7, 12, 17, 18].
+    """
+    counts, means = class_statistics(pseudo_labels, num_classes, confidences)
+    present = np.flatnonzero(counts)
+    rare = set(present[np.argsort(counts[present], kind="stable")[:k]].tolist())
+    if confidences is not None:
+        rare |= set(present[np.argsort(means[present], kind="stable")[:k]].tolist())
+    return sorted(rare)
+
+
+def cell(height: int, width: int, row: int, column: int, grid: int = 4) -> tuple[slice, slice]:
+    """Rows and columns of a grid cell: ``height // grid`` x ``width // grid`` pixels, the same for every cell."""
+    h, w = height // grid, width // grid
+    return slice(row * h, (row + 1) * h), slice(column * w, (column + 1) * w)
+
+
+def mine(pseudo_labels: Iterable[np.ndarray], rare_classes: Sequence[int], grid: int = 4) -> list[HardPatch]:
+    """List the cells of a ``grid`` x ``grid`` partition whose pseudo labels hold a rare class.
+
+    Args:
+        pseudo_labels: ``(H, W)`` integer maps of train ids, one per image.
+        rare_classes: train ids to look for.
+        grid: cells per side.
+
+    Returns:
+        ``(image, row, column, classes)``, sorted. Pixels beyond ``grid * (H // grid)`` rows or
+        ``grid * (W // grid)`` columns belong to no cell.
+
+    Raises:
+        ValueError: if an image has fewer pixels than cells along a side.
+
+    Source: Luo et al., CROTS (IJCV 2024), hard patches mining.
+    """
+    wanted, patches = sorted(rare_classes), []
+    for image, labels in enumerate(pseudo_labels):
+        labels = np.asarray(labels)
+        height, width = labels.shape
+        if grid < 1 or min(height, width) < grid:
+            raise ValueError(f"grid is {grid}, but image {image} has {height} x {width} pixels")
+        h, w = height // grid, width // grid
+        cells = labels[: h * grid, : w * grid].reshape(grid, h, grid, w)
+        present = np.stack([(cells == c).any(axis=(1, 3)) for c in wanted] or [np.zeros((grid, grid), bool)])
+        for row, column in np.argwhere(present.any(axis=0)).tolist():
+            classes = tuple(c for c, here in zip(wanted, present[:, row, column], strict=False) if here)
+            patches.append(HardPatch(image, row, column, classes))
+    return patches
+
+
+def write_patches(run: Run, patches: Sequence[HardPatch]) -> None:
+    """Keep the index as one file, ``patches/index.json``, one patch a line."""
+    lines = ",\n".join(json.dumps(patch) for patch in patches)
+    write_bytes(run.path("patches", "index.json"), f"[\n{lines}\n]\n".encode())
+
+
+def read_patches(run: Run) -> list[HardPatch]:
+    """Read the index; FileNotFoundError names the notebook that comes first."""
+    run.require("04_hard_patches")
+    entries = json.loads(run.path("patches", "index.json").read_text())
+    return [HardPatch(image, row, column, tuple(classes)) for image, row, column, classes in entries]
+
+
+def holders(patches: Sequence[HardPatch]) -> dict[int, list[HardPatch]]:
+    """The patches that hold each rare class, by train id in rising order."""
+    return {c: [p for p in patches if c in p.classes] for c in sorted({c for p in patches for c in p.classes})}
+
+
+def draw_patches(by_class: dict[int, list[HardPatch]], count: int, generator: torch.Generator) -> list[HardPatch]:
+    """Draw ``count`` patches with replacement: first a class, each alike, then one of the patches that hold it.
+
+    Drawing all patches alike would repeat the long tail inside the mined ones: most of them hold the commonest
+    of the rare classes.
+
+    Args:
+        by_class: what :func:`holders` gives; not empty.
+        count: number of patches.
+        generator: source of all randomness, on the CPU.
+    """
+
+    def pick(choices: Sequence):
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    classes = list(by_class)
+    return [pick(by_class[pick(classes)]) for _ in range(count)]

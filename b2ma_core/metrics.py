@@ -1,0 +1,77 @@
+"""One IoU for everything: a confusion matrix in int64, read as per-class IoU and its mean."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class) over pixels that are not ignored.
+
+    Args:
+        num_classes: number of classes ``C``.
+        ignore_index: true value of pixels that are left out; as a *prediction* it means "no answer"
+            and counts against its true class, as the official Cityscapes evaluation does.
+
+    Attributes:
+        matrix: ``(C, C)`` int64, rows are true classes, columns predicted ones.
+        unanswered: ``(C,)`` int64, pixels of a true class that got ``ignore_index`` as an answer.
+
+    Example:
+        >>> scores = ConfusionMatrix(2, 255)
+        >>> scores.update(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]))
+        >>> scores.iou().tolist()
+        [0.5, 0.0]
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255):
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.unanswered = torch.zeros(num_classes, dtype=torch.int64)
+
+    def update(self, prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
+        """Add maps of train ids.
+
+        Args:
+            prediction: integer array of any shape, values in ``0 .. C - 1`` or ``ignore_index``.
+            target: integer array of the same shape and range.
+
+        Raises:
+            ValueError: if the shapes differ, or a value is out of range.
+        """
+        prediction, target = torch.as_tensor(prediction), torch.as_tensor(target)
+        if prediction.shape != target.shape:
+            raise ValueError(f"prediction is {tuple(prediction.shape)}, target is {tuple(target.shape)}: sizes differ")
+        keep = target != self.ignore_index
+        true, predicted = target[keep].long(), prediction[keep].long()
+        missed = predicted == self.ignore_index
+        predicted = torch.where(missed, self.num_classes, predicted)
+        for name, values, top in (("target", true, self.num_classes - 1), ("prediction", predicted, self.num_classes)):
+            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= top:
+                raise ValueError(
+                    f"{name} holds {int(values.min())} .. {int(values.max())}, "
+                    f"allowed are 0 .. {self.num_classes - 1} and {self.ignore_index}"
+                )
+        width = self.num_classes + 1
+        counts = torch.bincount(true * width + predicted, minlength=self.num_classes * width).view(-1, width).cpu()
+        self.matrix += counts[:, :-1]
+        self.unanswered += counts[:, -1]
+
+    def iou(self) -> Tensor:
+        """``(C,)`` float64 intersection over union, 0 .. 1; NaN for a class neither present nor predicted."""
+        hits = self.matrix.diag().double()
+        union = self.matrix.sum(0) + self.matrix.sum(1) + self.unanswered - self.matrix.diag()
+        return hits / union.double()  # 0 / 0 is NaN
+
+    def miou(self, subset: Iterable[int] | None = None) -> float:
+        """Mean IoU over ``subset`` of the classes (default all), classes with NaN left out; 0 .. 1."""
+        iou = self.iou() if subset is None else self.iou()[list(subset)]
+        return float(iou.nanmean())
+
+    def accuracy(self) -> float:
+        """Share of the scored pixels that are right, 0 .. 1; NaN without pixels."""
+        total = self.matrix.sum() + self.unanswered.sum()
+        return float(self.matrix.diag().sum().double() / total.double())

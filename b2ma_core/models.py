@@ -1,0 +1,239 @@
+"""Segmentation networks: images in [0, 1] in, logits at the image's size out.
+
+Every network takes ``(N, 3, H, W)`` float32 RGB in [0, 1], normalises by itself and returns
+``(N, num_classes, H, W)`` logits.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from b2ma_core.deeplab_v2 import DeepLabV2
+from b2ma_core.records import write_bytes
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def conv_norm(inputs: int, outputs: int, size: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU; the padding keeps the size (divided by the stride)."""
+    padding = dilation * (size // 2)
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, stride, padding, dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        self.first = conv_norm(inputs, outputs, 3, stride, dilation)
+        self.second = nn.Sequential(
+            nn.Conv2d(outputs, outputs, 3, 1, dilation, dilation, bias=False), nn.BatchNorm2d(outputs)
+        )
+        self.shortcut = nn.Identity() if inputs == outputs and stride == 1 else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+class ContextHead(nn.Module):
+    """DeepLabV3+'s head in short: dilated branches and the image's mean, joined with a finer map."""
+
+    def __init__(self, deep: int, fine: int, width: int, num_classes: int, dilations: tuple[int, ...] = (1, 4, 8)):
+        super().__init__()
+        self.branches = nn.ModuleList(conv_norm(deep, width, 3, 1, d) for d in dilations)
+        self.mean = nn.Conv2d(deep, width, 1)  # no norm: a batch of one image has one value a channel here
+        self.join = conv_norm(width * (len(dilations) + 1), width, 1)
+        self.fine = conv_norm(fine, width // 2, 1)
+        self.out = nn.Sequential(conv_norm(width + width // 2, width), nn.Conv2d(width, num_classes, 1))
+
+    def forward(self, deep: Tensor, fine: Tensor) -> Tensor:
+        mean = F.relu(self.mean(deep.mean((2, 3), keepdim=True))).expand(-1, -1, *deep.shape[-2:])
+        x = self.join(torch.cat([branch(deep) for branch in self.branches] + [mean], dim=1))
+        x = F.interpolate(x, fine.shape[-2:], mode="bilinear", align_corners=False)
+        return self.out(torch.cat([x, self.fine(fine)], dim=1))
+
+
+class DeepLabSmall(nn.Module):
+    """The default: a residual network for 128x256 images that trains from scratch on a laptop."""
+
+    def __init__(self, num_classes: int, width: int = 32):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.stem = conv_norm(3, width, 3, 2)
+        self.fine = nn.Sequential(Residual(width, width * 2, 2), Residual(width * 2, width * 2))  # stride 4
+        self.deep = nn.Sequential(  # stride 8
+            Residual(width * 2, width * 4, 2),
+            Residual(width * 4, width * 4),
+            Residual(width * 4, width * 4, dilation=2),
+            Residual(width * 4, width * 4, dilation=4),
+        )
+        self.head = ContextHead(width * 4, width * 2, width * 2, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.fine(self.stem((images - self.mean) / self.std))
+        logits = self.head(self.deep(fine), fine)
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class DeepLabMobileNetV2(nn.Module):
+    """torchvision's MobileNetV2 at output stride 16 under the same head."""
+
+    def __init__(self, num_classes: int, imagenet: bool = False):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        weights = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1 if imagenet else None
+        features = torchvision.models.mobilenet_v2(weights=weights).features[:-1]  # the last 1x1 to 1280 is left out
+        for block in features[14:]:  # stride 32 -> 16: dilate instead of striding
+            for conv in block.modules():
+                if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+                    if conv.stride == (2, 2):
+                        conv.stride = (1, 1)
+                    else:
+                        conv.dilation, conv.padding = (2, 2), (2, 2)
+        self.fine, self.deep = features[:4], features[4:]  # strides 4 and 16
+        self.head = ContextHead(320, 24, 128, num_classes, dilations=(1, 4, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.fine((images - self.mean) / self.std)
+        logits = self.head(self.deep(fine), fine)
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+MODELS = ("deeplab_small", "deeplab_mobilenet_v2", "deeplabv2_resnet101", "deeplabv2_resnet101_full")
+
+
+def build_model(name: str, num_classes: int, weights: str | Path | None = None) -> nn.Module:
+    """Build a network.
+
+    Args:
+        name: one of ``MODELS``.
+        num_classes: number of classes.
+        weights: None for random weights, ``"imagenet"`` for torchvision's ImageNet weights of the backbone,
+            or a file for :func:`load_weights`.
+
+    Returns:
+        The network in training mode.
+
+    Raises:
+        ValueError: for an unknown name, or ImageNet weights where there are none.
+        OSError: if the ImageNet weights are neither in torchvision's cache nor can be downloaded.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown network {name!r}, allowed are {', '.join(MODELS)}")
+    imagenet = weights == "imagenet"
+    if name == "deeplab_mobilenet_v2":
+        try:
+            model = DeepLabMobileNetV2(num_classes, imagenet)
+        except OSError as error:
+            raise OSError(
+                f"ImageNet weights of MobileNetV2: not in {Path(torch.hub.get_dir()) / 'checkpoints'} and the download "
+                f"failed ({error}). Set TORCH_HOME to a folder that has them, or connect once to the internet"
+            ) from error
+    elif imagenet:
+        raise ValueError(f"{name} has no ImageNet weights here: set the weights to a file, or start from scratch")
+    elif name == "deeplab_small":
+        model = DeepLabSmall(num_classes)
+    else:
+        model = DeepLabV2(num_classes, branches=2 if name == "deeplabv2_resnet101" else 4)
+    if weights is not None and not imagenet:
+        load_weights(model, weights)
+    return model
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load weights into a network, in place; code in the file is never run.
+
+    Reads safetensors and torch files, plain or inside ``{"state_dict": ...}``, with the prefixes ``module.``,
+    ``Scale.``, ``net.`` and ``model.`` of public checkpoints. Of a multi-level DeepLabV2 (layer5 on layer3,
+    layer6 on layer4) layer6 becomes the classifier.
+
+    Args:
+        model: the network; unchanged if the file does not fit.
+        path: ``.safetensors``, or anything that ``torch.load(weights_only=True)`` reads.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file and why it does not fit: truncated, pickled code, missing, left-over or
+            misshapen weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    state = _match_names(read_tensors(path), model)
+    expected = model.state_dict()
+    # A counter of batches that old checkpoints lack; nothing here reads it.
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in expected]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)}, needed {tuple(expected[k].shape)}"
+        for k in expected
+        if k in state and state[k].shape != expected[k].shape
+    ]
+    if missing or extra or shapes:
+        parts = [f"{what} {len(v)} ({', '.join(v[:3])})" for what, v in
+                 (("missing", missing), ("left over", extra), ("other shape", shapes)) if v]  # fmt: skip
+        raise ValueError(
+            f"{path}: these weights do not fit {type(model).__name__}: {'; '.join(parts)}. "
+            "Choose the network that they were trained for"
+        )
+    model.load_state_dict({**expected, **state})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a weights file, never unpickling code; ValueError names a file that cannot be read so."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader has its own errors for a broken file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path}: cannot be read as weights: truncated, not a checkpoint, or holding pickled code, which is never "
+            f"run here ({reason[:200]}). Fetch the file again, or save the plain state_dict as safetensors"
+        ) from error
+    while isinstance(state, dict) and isinstance(state.get("state_dict", state.get("model")), dict):
+        state = state.get("state_dict", state.get("model"))
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: holds no state_dict. Save the network's state_dict() and nothing else")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _match_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    own = {name.split(".")[0] for name in model.state_dict()}
+    renamed = {}
+    for name, value in state.items():
+        parts = name.split(".")
+        while len(parts) > 1 and parts[0] in ("module", "Scale", "net", "model") and parts[0] not in own:
+            parts = parts[1:]
+        renamed[".".join(parts)] = value
+    if isinstance(model, DeepLabV2):
+        first = renamed.get("layer5.conv2d_list.0.weight")
+        multi_level = first is not None and first.shape[1] != 2048
+        heads = {k: v for k, v in renamed.items() if k.startswith("layer6.")}
+        left_out = ("layer5.", "layer6.") if multi_level else ("layer6.",)
+        renamed = {k: v for k, v in renamed.items() if not k.startswith(left_out)}
+        if multi_level:
+            renamed |= {k.replace("layer6.", "layer5."): v for k, v in heads.items()}
+    return renamed
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Write a state_dict as safetensors; the same weights give the same bytes, and the file appears whole."""
+    write_bytes(path, save({name: value.detach().cpu().contiguous() for name, value in state.items()}))
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Put every batch norm into eval mode: running statistics are used and stay as they are."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -1,0 +1,218 @@
+"""The parameters of a study: one flat YAML file, checked before anything runs.
+
+Every name, type, range and source stands here once; ``params/*.yaml`` hold the values.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from b2ma_core.labels import LABEL_SPACES
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Size = Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=2, max_length=2)]
+
+# They change how fast or how closely watched a run is, not what comes out of it.
+NO_EFFECT_ON_RESULTS = ("workers", "save_every")
+
+
+class ParamsError(ValueError):
+    """The parameters are wrong; the message names the file, each key and what is allowed."""
+
+
+class Params(BaseModel):
+    """Everything that a study can be told. Sizes are (height, width) in pixels."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    label_space: Literal["cityscapes", "camvid"]
+    image_size: Size  # all images are brought to this size; labels are scored at their own
+
+    # --- data: what is read (dataset), where (root), which part of it (split), how many (images; None: all)
+    world_seed: Annotated[int, Field(ge=0)] = 0  # MiniCity: which world
+    source_dataset: Literal["minicity", "camvid", "folder", "none"]  # none: the vendor keeps it
+    source_root: str | None = None
+    source_domain: Literal["game", "camera"] = "game"  # MiniCity
+    source_sequences: list[str] | None = None  # CamVid: file names begin so; None: all
+    source_train_split: str = "train"  # several are joined by +
+    source_train_images: Count | None = None
+    source_val_split: str | None = "val"  # None: the source model is shown on its training images
+    source_val_images: Count | None = None
+    target_dataset: Literal["minicity", "camvid", "folder"]
+    target_root: str | None = None
+    target_domain: Literal["game", "camera"] = "camera"
+    target_sequences: list[str] | None = None
+    target_train_split: str = "train"
+    target_train_images: Count | None = None
+    target_val_split: str | None = "val"  # labels for scores alone; None: nothing is scored
+    target_val_images: Count | None = None
+    target_test_split: str | None = None  # without labels: predicted and drawn
+    target_test_images: Count | None = None
+
+    # --- the owner's side
+    box: Literal["model", "folder"] = "model"  # folder: label PNGs that a vendor delivered
+    box_root: str | None = None
+    box_flip: bool = True  # average the logits of the image and its mirror image
+    box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
+    source_network: str = "deeplab_small"
+    source_start: str = "scratch"  # scratch | imagenet | a weights file
+    source_steps: Annotated[int, Field(ge=0)] = 1200  # 0 with a weights file: use it as it is
+    source_learning_rate: Positive = 2.0e-3
+
+    # --- every training on labels: source, stage 1, oracle
+    target_network: str = "deeplab_small"
+    init: str = "scratch"  # start of stage 1: scratch | imagenet | a weights file | source (the white box)
+    batch_size: Count = 8
+    weight_decay: NotNegative = 1.0e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    crop: Size | None = None  # None: the image's size
+    random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    source_jitter: Share = 0.25  # colour jitter and blur of the source model's training
+    target_jitter: Share = 0.25  # the same of stage 1 and the oracle
+
+    # --- stage 1: cross-domain distillation
+    stage1_steps: Count = 800
+    stage1_learning_rate: Positive = 2.0e-3
+    stage1_class_weights: Literal["none", "sqrt"] = "sqrt"  # sqrt: 1 / sqrt(frequency in the pseudo labels)
+    stage1_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    # --- stage 2: self-distillation
+    rounds: Annotated[int, Field(ge=0)] = 2
+    stage2_steps: Count = 400
+    stage2_learning_rate: Positive = 2.0e-4
+    position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
+    mix_jitter: Share = 0.25
+    mix_jitter_probability: Share = 0.8
+    mix_blur_probability: Share = 0.5
+    ema_alpha: Share = 0.99
+    confidence_threshold: float = 0.968
+    confidence: Literal["probability", "logit"] = "probability"  # logit: the published fault
+    consistency_weight: Literal["image", "pixel"] = "image"  # one weight an image (published), or one a pixel
+    teacher_mode: Literal["eval", "train"] = "eval"  # train: the published fault
+    ema_buffers: Literal["average", "skip"] = "average"  # skip: the published fault
+    student_batch_norm: Literal["frozen", "batch"] = "frozen"  # batch: the published fault
+    hard_patch_weight: NotNegative = 0.1
+    hard_patch_batch: Count = 8
+    hard_patch_draw: Literal["class", "patch"] = "class"  # class: rare classes alike; patch: as published
+    grid: Count = 4
+    rare_classes: list[Annotated[int, Field(ge=0)]] | None = None  # None: found from the labels
+    rare_k: Count = 5
+
+    # --- evaluation
+    oracle_steps: Annotated[int, Field(ge=0)] = 1200  # 0: no oracle
+    evaluate_every: Count = 100  # steps between two points of the IoU curve
+
+    # --- the machine
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Count = 1
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where the device has units for it
+    workers: Annotated[int, Field(ge=0)] = 0  # loader processes
+    save_every: Count = 50  # steps between two checkpoints
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        for side in ("source", "target"):
+            kind, root = getattr(self, f"{side}_dataset"), getattr(self, f"{side}_root")
+            if kind in ("camvid", "folder") and not root:
+                raise ValueError(f"{side}_root: {side}_dataset is {kind!r}, so name its folder here")
+            if kind == "minicity" and self.label_space != "cityscapes":
+                raise ValueError("label_space: MiniCity has the cityscapes classes")
+            for part in ("train", "val", "test"):
+                split = getattr(self, f"{side}_{part}_split", None)
+                if kind == "minicity" and split and not getattr(self, f"{side}_{part}_images"):
+                    raise ValueError(f"{side}_{part}_images: MiniCity is endless, say how many scenes to draw")
+                if kind == "minicity" and split not in (None, "train", "val", "test"):
+                    raise ValueError(f"{side}_{part}_split: MiniCity has train, val and test, got {split!r}")
+        if self.box == "folder" and not self.box_root:
+            raise ValueError("box_root: box is 'folder', so name the folder of label PNGs here")
+        if self.box == "model" and self.source_dataset == "none" and self.source_steps > 0:
+            raise ValueError("source_dataset: 'none' leaves nothing to train on; set box to 'folder', "
+                             "or source_start to a weights file and source_steps to 0")  # fmt: skip
+        if self.box == "folder" and self.init == "source":
+            raise ValueError("init: 'source' needs the owner's weights, and a folder of labels has none")
+        if self.crop and (self.crop[0] > self.image_size[0] or self.crop[1] > self.image_size[1]):
+            raise ValueError(f"crop: {self.crop} is larger than image_size {self.image_size}")
+        if not 1 <= self.random_scale[0] <= self.random_scale[1]:
+            raise ValueError(f"random_scale: needs 1 <= lowest <= highest, got {self.random_scale}")
+        if min(self.image_size) // self.grid < 16:
+            raise ValueError(f"grid: {self.grid} x {self.grid} cells of {self.image_size} are under 16 pixels")
+        classes = LABEL_SPACES[self.label_space].num_classes
+        if self.rare_classes is not None and any(c >= classes for c in self.rare_classes):
+            raise ValueError(f"rare_classes: {self.rare_classes} leave 0 .. {classes - 1} of {self.label_space}")
+        if self.stage1_steps <= self.warmup_steps:
+            raise ValueError(f"warmup_steps: {self.warmup_steps} must be less than stage1_steps")
+        return self
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What a run made with ``other`` was told otherwise, as ``name: then -> now`` lines."""
+        now = self.model_dump()
+        return [
+            f"{name}: {other.get(name)!r} -> {now.get(name)!r}"
+            for name in sorted({*now, *other})
+            if name not in NO_EFFECT_ON_RESULTS and other.get(name) != now.get(name)
+        ]
+
+
+def check_params(values: Mapping[str, Any], where: str) -> Params:
+    """Values to checked parameters.
+
+    Args:
+        values: name -> value.
+        where: what the message calls their origin, for example the file's name.
+
+    Raises:
+        ParamsError: one message with every unknown name (and the nearest known one), wrong type and value
+            out of range.
+    """
+    # YAML 1.1 reads 1e-4 as text (it wants 1.0e-4); nobody means the text.
+    values = {
+        k: float(v) if isinstance(v, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", v) else v
+        for k, v in values.items()
+    }
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+    raise ParamsError(f"{where}: {len(lines)} wrong parameter{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
+
+
+def load_params(path: str | Path) -> Params:
+    """Read and check ``params/<study>.yaml``; the study's name is the file's, unless the file says otherwise."""
+    path = Path(path)
+    return check_params({"study": path.stem, **read_yaml(path)}, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A flat YAML file as a dictionary; ParamsError names a file that is missing or is not one."""
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        near = difflib.get_close_matches(path.stem, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ParamsError(f"{path}: no such study{hint} (there are: {', '.join(known) or 'none'})")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise ParamsError(f"{path}: must hold lines of the form 'name: value'")
+    return values
+
+
+def _explain(error: dict) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Params.model_fields, 1)
+        return f"{name}: unknown parameter" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "missing":
+        return f"{name}: has to be given"
+    message = error["msg"].removeprefix("Value error, ")
+    return message if not error["loc"] else f"{name}: {message[0].lower()}{message[1:]}, got {error['input']!r}"

@@ -1,0 +1,223 @@
+"""Run folders: where a study's stages leave their outputs, whole or not at all, each with a record.
+
+``runs/<study>/<seed>/`` holds one run. A stage's record, ``records/<stage>.json``, is written last, so that
+it is there only when all else is.
+"""
+
+import fcntl
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from b2ma_core.params import Params, check_params, read_yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+STAGES = (
+    "00_data", "01_source_model", "02_pseudo_labels", "03_cross_domain", "04_hard_patches", "05_self_distill",
+    "06_evaluation", "07_figures",
+)  # fmt: skip
+
+
+class Run:
+    """One run: a study's parameters with one seed, in one folder.
+
+    Attributes:
+        params: the checked parameters.
+        seed: seed of every random draw of the training; the data do not depend on it.
+        folder: ``runs/<study>/<seed>``.
+    """
+
+    def __init__(self, params: Params, seed: int, runs: Path = PROJECT / "runs"):
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed: must be a whole number of at least 0, got {seed!r}")
+        self.params, self.seed, self.folder = params, seed, Path(runs) / params.study / str(seed)
+        self._started = time.time()
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run's folder."""
+        return self.folder.joinpath(*parts)
+
+    def claim(self) -> None:
+        """Make the folder, or check that it was made with the same parameters.
+
+        Raises:
+            ValueError: if it was made with others; the message says which.
+            OSError: if it cannot be written.
+        """
+        stored = self.path("params.json")
+        if stored.is_file():
+            changed = self.params.differences(json.loads(stored.read_text()))
+            if changed:
+                raise ValueError(
+                    f"{self.folder} was made with other parameters:\n  " + "\n  ".join(changed) + "\n"
+                    f"Take them back, give the new study a name of its own (copy params/{self.params.study}.yaml), or "
+                    f"remove the run: make clean STUDY={self.params.study}"
+                )
+        else:
+            write_json(stored, self.params.model_dump())
+
+    def require(self, *stages: str) -> None:
+        """Raise FileNotFoundError, naming the notebook that comes first, unless the stages have their records."""
+        for stage in stages:
+            if not self.path("records", f"{stage}.json").is_file():
+                raise FileNotFoundError(
+                    f"{self.folder} has no record of {stage}: run the notebook {stage} first "
+                    f"(or all in order: make study STUDY={self.params.study})"
+                )
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        """The metrics that a stage has recorded."""
+        self.require(stage)
+        return json.loads(self.path("records", f"{stage}.json").read_text())["metrics"]
+
+    def record(self, stage: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a stage's record and return it.
+
+        Everything but ``when`` and ``where`` is the same for two runs with the same seed.
+        """
+        record = {
+            "stage": stage,
+            "study": self.params.study,
+            "seed": self.seed,
+            "params": self.params.model_dump(),
+            "metrics": dict(metrics),
+            "when": {
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "seconds": round(time.time() - self._started, 1),
+            },
+            "where": environment(),
+        }
+        write_json(self.path("records", f"{stage}.json"), record)
+        return record
+
+
+def open_run(values: Mapping[str, Any], runs: Path = PROJECT / "runs") -> Run:
+    """The run that a set of variables speaks of.
+
+    Args:
+        values: must hold ``study`` and ``seed``. Every other name that is a parameter and is not None
+            overrides ``params/<study>.yaml``; names that are no parameters are passed over.
+        runs: the folder of all runs.
+
+    Raises:
+        ParamsError: if the resulting parameters are wrong.
+    """
+    given = {k: values[k] for k in Params.model_fields if values.get(k) is not None}
+    path = PROJECT / "params" / f"{values['study']}.yaml"
+    base = read_yaml(path) if path.is_file() or len(given) == 1 else {}
+    return Run(check_params({**base, **given}, str(path.relative_to(PROJECT))), values["seed"], runs)
+
+
+def environment() -> dict[str, str | None]:
+    """Versions and machine, for a record."""
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PROJECT, capture_output=True, text=True)
+        revision = git.stdout.strip() or None
+    except FileNotFoundError:
+        revision = None
+    packages = {name: version(name) for name in ("torch", "torchvision", "lightning-fabric", "numpy", "pillow")}
+    return {"git": revision, "python": platform.python_version(), "machine": platform.platform(), **packages}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole: under another name first, then renamed.
+
+    Raises:
+        OSError: naming the file and the way out; what stood there before still stands.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        try:
+            part.unlink(missing_ok=True)
+        except OSError:
+            pass  # the folder itself cannot be written; the first error says so
+        raise OSError(
+            error.errno,
+            f"{path}: cannot be written ({os.strerror(error.errno)}). Nothing that was there is lost: free some space "
+            "or make the folder writable, and start again",
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole; NaN becomes null."""
+    write_bytes(path, (json.dumps(_plain(value), indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_png(path: Path, array: np.ndarray) -> None:
+    """Write an 8-bit grey or RGB picture whole."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder under another name and rename it at the end; an older one is replaced.
+
+    Two processes may do so at once: each fills its own, the first to finish stays.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
+    """Hold a folder for this process; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder: is made when missing.
+        patience: seconds to wait for another process, say one that is just being stopped.
+
+    Raises:
+        RuntimeError: if another process keeps the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{folder}: another process is working here; wait for it or stop it") from None
+                time.sleep(0.2)
+        yield
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch to Python's, NaN to None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and value != value else value

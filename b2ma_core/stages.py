@@ -1,0 +1,238 @@
+"""The study's trainings, each one call on a run: source model, stage 1, rounds of stage 2, oracle.
+
+A training reads its inputs from the run's folder and writes its weights there, so that it can be called from a
+notebook, go on after a stop, or be started on several processes: ``python -m b2ma_core.stages RUN STAGE [ROUND]``.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from b2ma_core.augmentations import jitter_and_blur
+from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
+from b2ma_core.datasets import Data, class_frequencies, load
+from b2ma_core.distillation import (
+    class_weights,
+    cut_patches,
+    ema_update,
+    label_loss,
+    make_teacher,
+    self_distillation_loss,
+)
+from b2ma_core.hard_patches import draw_patches, holders, read_patches
+from b2ma_core.labels import LABEL_SPACES
+from b2ma_core.models import build_model, freeze_batch_norm, load_weights
+from b2ma_core.params import Params, check_params
+from b2ma_core.pseudo_labels import read_labels
+from b2ma_core.records import PROJECT, Run
+from b2ma_core.training import Batches, fit, generator_for, learning_rate, make_fabric, score, to_device
+
+
+def num_classes(params: Params) -> int:
+    return LABEL_SPACES[params.label_space].num_classes
+
+
+def train(run: Run, stage: str, *numbers: int) -> dict:
+    """Run one training, in this process or, with ``devices`` above 1, in that many others; see ``TRAININGS``.
+
+    A notebook's kernel cannot become several processes once it has computed something, so they are started fresh.
+    """
+    if run.params.devices == 1:
+        return TRAININGS[stage](run, *numbers)
+    command = [sys.executable, "-m", "b2ma_core.stages", str(run.folder), stage, *map(str, numbers)]
+    subprocess.run(command, check=True)
+    folder = run.path("stage2", f"round-{numbers[0]}") if numbers else run.path(stage)
+    return json.loads((folder / "history.json").read_text())
+
+
+def new_model(run: Run, which: str, start: str) -> nn.Module:
+    """A network with its first weights: ``start`` is "scratch", "imagenet" or a file. ``which``: source or target."""
+    name = getattr(run.params, f"{which}_network")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_for(run.seed, f"{which} weights", 0).initial_seed())
+        return build_model(name, num_classes(run.params), None if start == "scratch" else start)
+
+
+def trained_model(run: Run, which: str, *path: str) -> nn.Module:
+    """A network with weights of this run, in eval mode."""
+    name = getattr(run.params, f"{which}_network")
+    model = build_model(name, num_classes(run.params))
+    load_weights(model, run.path(*path))
+    return model.eval()
+
+
+def preflight(run: Run) -> None:
+    """Build what the run will build, so that a network or weights file that does not fit shows before any training.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: naming the parameter or file.
+    """
+    params = run.params
+    if params.box == "folder":
+        LabelFolder(PROJECT / params.box_root)
+    else:
+        new_model(run, "source", params.source_start)
+    if params.init != "source":
+        new_model(run, "target", params.init)
+    elif params.source_network != params.target_network:
+        raise ValueError("init: 'source' needs target_network to be source_network, their weights must fit")
+    if params.accelerator == "cuda" and torch.cuda.device_count() < params.devices:
+        raise ValueError(
+            f"devices: {params.devices} asked for, this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    make_fabric(params)
+
+
+def train_source(run: Run) -> dict:
+    """The owner's training, on source labels -> ``source/source.safetensors``."""
+    params, data = run.params, load(run.params, "source_train")
+    evaluate_on = load(params, "source_val")
+    return _train_on_labels(
+        run, "source", new_model(run, "source", params.source_start), data.images, data.labels, params.source_steps,
+        params.source_learning_rate, params.source_jitter, evaluate_on,
+    )  # fmt: skip
+
+
+def train_stage1(run: Run) -> dict:
+    """Cross-domain distillation: the box's labels teach the target network -> ``stage1/student.safetensors``."""
+    params, data = run.params, load(run.params, "target_train")
+    pseudo_labels = read_labels(run, data)
+    if params.init == "source":
+        model = trained_model(run, "source", "source", "source.safetensors").train()
+    else:
+        model = new_model(run, "target", params.init)
+    weights = None
+    if params.stage1_class_weights == "sqrt":
+        weights = class_weights(class_frequencies(pseudo_labels, num_classes(params)))
+    return _train_on_labels(
+        run, "stage1", model, data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
+        params.target_jitter, load(params, "target_val"), weights, params.stage1_label_smoothing,
+    )  # fmt: skip
+
+
+def train_oracle(run: Run) -> dict:
+    """The reference: the target network on the target's own labels -> ``oracle/student.safetensors``."""
+    params, data = run.params, load(run.params, "target_train")
+    start = "scratch" if params.init == "source" else params.init
+    return _train_on_labels(
+        run, "oracle", new_model(run, "target", start), data.images, data.labels, params.oracle_steps,
+        params.stage1_learning_rate, params.target_jitter, load(params, "target_val"),
+    )  # fmt: skip
+
+
+def train_stage2(run: Run, number: int) -> dict:
+    """Round ``number`` (1, 2, ..) of self-distillation -> ``stage2/round-<number>/student.safetensors``."""
+    params, stage = run.params, f"stage2/round-{number}"
+    data = load(params, "target_train")
+    before = ("stage1",) if number == 1 else ("stage2", f"round-{number - 1}")
+    model = trained_model(run, "target", *before, "student.safetensors").train()
+    labels = read_labels(run, data)
+    by_class = holders(read_patches(run))
+
+    fabric = _launched(params)
+    student, optimizer = _set_up(fabric, model, params)
+    teacher = make_teacher(model)
+
+    def answer(images: Tensor) -> Tensor:
+        with fabric.autocast():
+            return teacher(images)
+
+    def hard_patches(step: int):
+        if not by_class or params.hard_patch_weight == 0:
+            return None
+        generator = generator_for(run.seed, f"{stage} patches", step * fabric.world_size + fabric.global_rank)
+        if params.hard_patch_draw == "class":
+            drawn = draw_patches(by_class, params.hard_patch_batch, generator)
+        else:
+            every = sorted({patch for patches in by_class.values() for patch in patches})
+            drawn = draw_patches({0: every}, params.hard_patch_batch, generator)
+        images, train_ids = cut_patches(data.images, labels, drawn, params.grid)
+        return to_device(images, fabric.device), train_ids.to(fabric.device).long()
+
+    def loss_of(step: int, images: Tensor, _):
+        student.train()
+        if params.student_batch_norm == "frozen":
+            freeze_batch_norm(student)
+        teacher.train(params.teacher_mode == "train")
+        generator = generator_for(run.seed, f"{stage} mix", step * fabric.world_size + fabric.global_rank)
+        return self_distillation_loss(student, answer, images, hard_patches(step), params, generator)
+
+    def after_step(step: int):
+        ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average")
+
+    batches = Batches(data.images, None, params, run.seed, stage, False, fabric.global_rank, fabric.world_size)
+    return fit(
+        fabric, {"student": model, "teacher": teacher}, optimizer, loss_of, batches, run.path(*stage.split("/")),
+        steps=params.stage2_steps, after_step=after_step,
+        rate=lambda step: learning_rate(step, params.stage2_steps, params.stage2_learning_rate, params.warmup_steps),
+        evaluate=_scorer(run, model, fabric, load(params, "target_val")),
+    )  # fmt: skip
+
+
+def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, evaluate_on, weights=None, smoothing=0.0):
+    """Source model, stage 1 and oracle are one training; they differ in whose images and labels it sees."""
+    params = run.params
+    fabric = _launched(params)
+    wrapped, optimizer = _set_up(fabric, model, params)
+    weights = None if weights is None else weights.to(fabric.device)
+
+    def loss_of(step: int, images: Tensor, train_ids: Tensor):
+        wrapped.train()
+        generator = generator_for(run.seed, f"{stage} jitter", step * fabric.world_size + fabric.global_rank)
+        if jitter > 0:
+            images = jitter_and_blur(images, jitter, 0.8, 0.5, generator)
+        return label_loss(wrapped(images), train_ids, weights, smoothing)
+
+    batches = Batches(images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size)
+    return fit(
+        fabric, {"source" if stage == "source" else "student": model}, optimizer, loss_of, batches, run.path(stage),
+        steps=steps, rate=lambda step: learning_rate(step, steps, peak, params.warmup_steps),
+        evaluate=_scorer(run, model, fabric, evaluate_on),
+    )  # fmt: skip
+
+
+def _launched(params: Params) -> Fabric:
+    fabric = make_fabric(params)
+    fabric.launch()
+    return fabric
+
+
+def _set_up(fabric: Fabric, model: nn.Module, params: Params):
+    model = model.to(fabric.device, memory_format=torch.channels_last)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return fabric.setup(model, torch.optim.AdamW(trained, lr=0.0, weight_decay=params.weight_decay))
+
+
+def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Callable[[], float] | None:
+    if data is None or data.labels is None:
+        return None
+    return lambda: score(model, fabric, data, num_classes(run.params)).miou()
+
+
+def open_box(run: Run) -> BlackBox:
+    """The box of a study, on its owner's side: the trained source model, or the vendor's folder."""
+    if run.params.box == "folder":
+        return LabelFolder(PROJECT / run.params.box_root)
+    run.require("01_source_model")
+    return LocalModel(trained_model(run, "source", "source", "source.safetensors"), run.params.box_flip)
+
+
+TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}
+
+
+def main(folder: str, stage: str, *numbers: str) -> None:
+    values = json.loads((Path(folder) / "params.json").read_text())
+    run = Run(check_params(values, folder), int(Path(folder).name), Path(folder).parent.parent)
+    TRAININGS[stage](run, *map(int, numbers))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,243 @@
+"""One training loop for every stage, which stops and goes on at any step with the same bits.
+
+Nothing random has a memory here: which images a step sees and every value that it draws follow from (seed, stage,
+step) alone. The step's number is therefore all of the sampler's and the generators' state.
+"""
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from b2ma_core.augmentations import random_view
+from b2ma_core.datasets import Data
+from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.models import load_weights, save_weights
+from b2ma_core.params import Params
+from b2ma_core.records import only_one, write_bytes, write_json
+
+
+def make_fabric(params: Params) -> Fabric:
+    """Device, precision and processes as the parameters say; "auto" takes bf16 where there are units for it."""
+    precision = params.precision
+    if precision == "auto":
+        cuda = params.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+        fast = torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16() and params.accelerator != "mps"
+        precision = "bf16-mixed" if fast else "32-true"
+    strategy = "auto" if params.devices == 1 else "ddp"
+    return Fabric(accelerator=params.accelerator, devices=params.devices, strategy=strategy, precision=precision)
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def generator_for(seed: int, stage: str, step: int) -> torch.Generator:
+    """The generator of one step of one stage."""
+    key = np.random.SeedSequence([seed, step, *stage.encode()]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(key >> 1))
+
+
+def batch_indices(images: int, batch: int, step: int, seed: int, stage: str) -> list[int]:
+    """Which images a step sees: a new permutation an epoch, each image once an epoch."""
+    chosen, orders = [], {}
+    for position in range(step * batch, (step + 1) * batch):
+        epoch, place = divmod(position, images)
+        if epoch not in orders:
+            orders[epoch] = torch.randperm(images, generator=generator_for(seed, f"{stage} order", epoch))
+        chosen.append(int(orders[epoch][place]))
+    return chosen
+
+
+class Batches(Dataset):
+    """A stage's batches by step: ``batches[step]`` is ``(N, 3, h, w)`` uint8 images and ``(N, h, w)`` uint8 train ids.
+
+    Args:
+        images: ``(M, H, W, 3)`` uint8.
+        labels: ``(M, H, W)`` uint8 train ids; None for images alone (the labels are then all ignored).
+        params: batch size, crop and scale.
+        seed: the run's.
+        stage: name that keeps the draws of stages apart.
+        augment: cut, scale and mirror; otherwise whole images as they are.
+        rank, ranks: which share of each batch this process sees.
+    """
+
+    def __init__(self, images, labels, params: Params, seed: int, stage: str, augment: bool, rank=0, ranks=1):
+        self.images, self.labels, self.params, self.augment = images, labels, params, augment
+        self.seed, self.stage, self.rank, self.ranks = seed, stage, rank, ranks
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        generator = generator_for(self.seed, f"{self.stage} view", step)
+        samples = []
+        for index in batch_indices(len(self.images), self.params.batch_size, step, self.seed, self.stage):
+            image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
+            labels = torch.full(image.shape[1:], 255, dtype=torch.uint8)
+            if self.labels is not None:
+                labels = torch.from_numpy(np.array(self.labels[index]))
+            if self.augment:
+                size = tuple(self.params.crop or self.params.image_size)
+                image, labels = random_view(image, labels, size, tuple(self.params.random_scale), generator)
+            samples.append((image, labels))
+        images, labels = zip(*samples[self.rank :: self.ranks], strict=True)
+        return torch.stack(images), torch.stack(labels)
+
+    def from_step(self, start: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the steps ``start .. steps - 1``, in order."""
+        workers = self.params.workers
+        return iter(DataLoader(
+            self, batch_size=None, sampler=range(start, steps), num_workers=workers,
+            multiprocessing_context="spawn" if workers else None, pin_memory=torch.cuda.is_available(),
+        ))  # fmt: skip
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 images to float in [0, 1], channels last, on the device."""
+    return images.to(device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last) / 255
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up, then a half cosine from ``peak`` to 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def fit(
+    fabric: Fabric,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[int, Tensor, Tensor], Tensor],
+    batches: Batches,
+    folder: Path,
+    *,
+    steps: int,
+    rate: Callable[[int], float],
+    after_step: Callable[[int], None] = lambda step: None,
+    evaluate: Callable[[], float] | None = None,
+) -> dict:
+    """Train, or go on training, or do nothing if it was finished before.
+
+    Args:
+        fabric: device, precision, processes.
+        modules: all that the checkpoint keeps, by name; the first is trained and returned as ``<name>.safetensors``.
+        optimizer: of the first module, set up by ``fabric``.
+        loss_of: (step, images, train ids) -> scalar loss.
+        batches: what the steps see.
+        folder: gets ``progress.pt`` meanwhile and ``<name>.safetensors``, ``best.safetensors``, ``history.json`` at
+            the end.
+        steps: number of steps.
+        rate: learning rate of a step.
+        after_step: called after each update, for the average teacher.
+        evaluate: mIoU (0 .. 1) for the curve; None where there are no labels to score with. It steers nothing.
+
+    Returns:
+        The history: ``loss`` (one a step), ``miou`` ([step, value] pairs), ``best`` ([step, value]).
+    """
+    params, progress = batches.params, folder / "progress.pt"
+    with only_one(folder) if fabric.is_global_zero else nullcontext():
+        if (folder / "history.json").is_file():
+            for name, module in modules.items():
+                load_weights(module, folder / f"{name}.safetensors")
+            return json.loads((folder / "history.json").read_text())
+        start, history, best = 0, {"loss": [], "miou": [], "best": None}, None
+        if progress.is_file():
+            start, history, best = _resume(progress, modules, optimizer)
+        losses: list[Tensor] = []
+        bar = tqdm(range(start, steps), initial=start, total=steps, desc=folder.name, unit="step", mininterval=5,
+                   disable=not fabric.is_global_zero)  # fmt: skip
+        for step, (images, train_ids) in zip(bar, batches.from_step(start, steps), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            loss = loss_of(step, to_device(images, fabric.device), train_ids.to(fabric.device).long())
+            fabric.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            after_step(step)
+            losses.append(loss.detach())
+            done = step + 1
+            if evaluate and (done % params.evaluate_every == 0 or done == steps):
+                history["miou"].append([done, evaluate()])
+                if best is None or history["miou"][-1][1] > history["best"][1]:
+                    history["best"] = history["miou"][-1]
+                    best = {k: v.detach().cpu().clone() for k, v in next(iter(modules.values())).state_dict().items()}
+            if done % params.save_every == 0 or done == steps:
+                history["loss"] += torch.stack(losses).tolist()
+                losses.clear()
+                bar.set_postfix(loss=f"{np.mean(history['loss'][-params.save_every :]):.3f}", refresh=False)
+                if fabric.is_global_zero:
+                    _save(progress, done, modules, optimizer, history, best)
+        if fabric.is_global_zero:
+            for name, module in modules.items():
+                save_weights(module.state_dict(), folder / f"{name}.safetensors")
+            if best is not None:
+                save_weights(best, folder / "best.safetensors")
+            write_json(folder / "history.json", history)  # last: says that all is there
+            progress.unlink(missing_ok=True)
+        fabric.barrier()
+    return history
+
+
+@torch.no_grad()
+def predict(model: nn.Module, fabric: Fabric, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+    """``(N, H, W, 3)`` uint8 images to ``(N, h, w)`` uint8 train ids; logits are brought to ``size`` first."""
+    was_training = model.training
+    model.eval()
+    answers = []
+    for i in range(0, len(images), 8):
+        batch = to_device(torch.from_numpy(np.array(images[i : i + 8])).permute(0, 3, 1, 2), fabric.device)
+        with fabric.autocast():
+            logits = model(batch).float()
+        if size is not None and tuple(size) != logits.shape[-2:]:
+            logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+        answers.append(logits.argmax(1).to(torch.uint8).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(answers)
+
+
+def score(model: nn.Module, fabric: Fabric, data: Data, num_classes: int) -> ConfusionMatrix:
+    """Confusion matrix of a network on labelled data, at the labels' own size."""
+    scores = ConfusionMatrix(num_classes)
+    for i in range(0, len(data), 32):
+        labels = np.array(data.labels[i : i + 32])
+        scores.update(predict(model, fabric, data.images[i : i + 32], labels.shape[1:]), labels)
+    return scores
+
+
+def _save(path: Path, step: int, modules, optimizer, history: dict, best: dict | None) -> None:
+    state = {
+        "step": step,
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "optimizer": optimizer.state_dict(),
+        "history": json.dumps(history),
+        "best": best,
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def _resume(path: Path, modules, optimizer) -> tuple[int, dict, dict | None]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, module in modules.items():
+            module.load_state_dict(state["modules"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["step"], json.loads(state["history"]), state["best"]
+    except Exception as error:  # torch, zip and key errors alike mean that the file is of no use
+        raise ValueError(
+            f"{path}: this checkpoint is truncated or of another network ({str(error).splitlines()[0][:200]}). "
+            "Remove the file to begin this stage anew; finished stages stay"
+        ) from error
