@@ -1,0 +1,41 @@
+# make study    sets up .venv and runs a study            make test    sets up .venv and passes the tests
+# make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
+# make clean    removes the runs and data of STUDY        Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
+STUDY ?= minicity
+SEEDS ?= 0
+JOBS ?= 1
+CORES ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTHON ?= python3
+PY := .venv/bin/python
+QUIET := PIP_DISABLE_PIP_VERSION_CHECK=1
+
+.PHONY: study test lab figures clean
+
+study: .venv/ready
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete --cores $(CORES) \
+	  --config study=$(STUDY) seeds="$(SEEDS)" jobs=$(JOBS) -q host rules progress
+	@$(PY) -m b2ma_core.tables $(STUDY) $(SEEDS)
+
+test: .venv/ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest -n $(CORES) --dist loadscope
+
+lab: .venv/ready
+	$(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_data.ipynb
+
+figures: .venv/ready
+	@$(PY) notebooks/run.py 07_figures --study $(STUDY) --seed $(firstword $(SEEDS)) \
+	  -p "seeds=[$(shell echo $(SEEDS) | tr ' ' ',')]"
+
+clean:
+	rm -rf "runs/$(STUDY)" "data/$(STUDY)"
+
+.venv/ready: requirements.lock pyproject.toml
+	@echo "setting up .venv: about 6 GB, of which torch with its CUDA libraries is 5.5; a few minutes"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv .venv
+	@$(QUIET) $(PY) -m pip install --quiet -r requirements.lock
+	@$(QUIET) $(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch .venv/ready
+	@echo "set up"

@@ -1,0 +1,69 @@
+# The order of the notebooks. Use it through make, or: snakemake --nolock --cores 2 --config study=minicity seeds="0 1"
+import fcntl
+import sys
+from pathlib import Path
+
+STUDY = str(config.get("study", "minicity"))
+SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
+JOBS = int(config.get("jobs", 1))
+PY = sys.executable
+NOTEBOOKS = [
+    "00_data", "01_source_model", "02_pseudo_labels", "03_cross_domain", "04_hard_patches", "05_self_distill",
+    "06_evaluation",
+]
+
+# One study at a time in this folder. The system drops this lock with the process, so that a killed run leaves
+# nothing to unlock (Snakemake's own lock, switched off by --nolock, would stay).
+if workflow.is_main_process:
+    Path("runs").mkdir(exist_ok=True)
+    lock = open("runs/.lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError("another make study is running in this folder: wait for it or stop it")
+
+
+wildcard_constraints:
+    study=r"[A-Za-z0-9_-]+",
+    seed=r"\d+",
+
+
+rule all:
+    input:
+        f"runs/{STUDY}/{SEEDS[0]}/records/07_figures.json",
+
+
+for before, name in zip([None, *NOTEBOOKS], NOTEBOOKS):
+
+    rule:
+        name:
+            name
+        input:
+            f"params/{{study}}.yaml",
+            f"notebooks/{name}.ipynb",
+            *([f"runs/{{study}}/{{seed}}/records/{before}.json"] if before else []),
+        output:
+            f"runs/{{study}}/{{seed}}/records/{name}.json",
+        log:
+            f"runs/{{study}}/{{seed}}/notebooks/{name}.ipynb",
+        params:
+            notebook=name,
+        threads: max(1, workflow.cores // JOBS)
+        shell:
+            "exec {PY} notebooks/run.py {params.notebook} --study {wildcards.study} --seed {wildcards.seed}"
+
+
+rule figures:
+    input:
+        "notebooks/07_figures.ipynb",
+        expand("runs/{study}/{seed}/records/06_evaluation.json", study=STUDY, seed=SEEDS),
+    output:
+        f"runs/{STUDY}/{SEEDS[0]}/records/07_figures.json",
+    log:
+        f"runs/{STUDY}/{SEEDS[0]}/notebooks/07_figures.ipynb",
+    params:
+        study=STUDY,
+        seed=SEEDS[0],
+        seeds=str(SEEDS).replace(" ", ""),
+    shell:
+        "exec {PY} notebooks/run.py 07_figures --study {params.study} --seed {params.seed} -p seeds={params.seeds}"

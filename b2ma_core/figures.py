@@ -1,0 +1,210 @@
+"""What the notebooks draw. Every function returns a matplotlib figure; class colours are Cityscapes' own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from b2ma_core.hard_patches import HardPatch, cell
+from b2ma_core.labels import LabelSpace
+
+PALETTE = sns.color_palette("colorblind")
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+plt.rcParams.update(STYLE)
+
+
+def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], width: float = 7.0) -> Figure:
+    """Pictures in rows; ``titles`` head the columns. Pictures are ``(H, W, 3)`` uint8 or ``(H, W)`` float 0 .. 1."""
+    columns = len(titles)
+    height, breadth = rows[0][0].shape[:2]
+    figure, axes = plt.subplots(
+        len(rows), columns, squeeze=False, figsize=(width, width / columns * len(rows) * height / breadth + 0.3)
+    )
+    for line, row in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, row, strict=True):
+            axis.imshow(picture, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+    figure.subplots_adjust(0, 0, 1, 0.92, 0.02, 0.03)
+    return figure
+
+
+def class_legend(space: LabelSpace, classes: Sequence[int] | None = None) -> Figure:
+    """The colours of the classes, as a strip to put under pictures."""
+    classes = range(space.num_classes) if classes is None else classes
+    patches = [Patch(color=np.array(space.colors[c]) / 255, label=space.names[c]) for c in classes]
+    figure = plt.figure(figsize=(7, 0.2 + 0.2 * -(-len(patches) // 7)))
+    figure.legend(handles=patches, ncols=7, loc="center", fontsize=7)
+    return figure
+
+
+def error_picture(prediction: np.ndarray, truth: np.ndarray, ignore_index: int = 255) -> np.ndarray:
+    """``(H, W, 3)`` uint8: right pixels light grey, wrong ones vermilion, ignored ones black."""
+    picture = np.full((*truth.shape, 3), 225, np.uint8)
+    picture[prediction != truth] = (213, 94, 0)
+    picture[truth == ignore_index] = 0
+    return picture
+
+
+def class_frequency_bars(frequencies: Mapping[str, np.ndarray], space: LabelSpace) -> Figure:
+    """Share of pixels per class on a log scale, one series per name; classes in falling order of the first."""
+    order = np.argsort(-next(iter(frequencies.values())), kind="stable")
+    figure, axis = plt.subplots(figsize=(7, 2.4))
+    width = 0.8 / len(frequencies)
+    for i, (name, values) in enumerate(frequencies.items()):
+        axis.bar(np.arange(len(order)) + i * width, 100 * values[order], width, label=name, color=PALETTE[i])
+    axis.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
+    axis.set(yscale="log", ylabel="share of pixels (%)")
+    axis.set_xticks(np.arange(len(order)) + 0.4 - width / 2, [space.names[c] for c in order], rotation=45, ha="right")
+    axis.legend()
+    return figure
+
+
+def training_curves(histories: Mapping[str, Mapping]) -> Figure:
+    """Loss and mIoU over steps, one line per name; the loss is a running mean of 25 steps."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained")
+    for i, (name, history) in enumerate(histories.items()):
+        loss = np.array(history["loss"])
+        if len(loss):
+            window = min(25, len(loss))
+            smooth = np.convolve(loss, np.ones(window) / window, "valid")
+            left.plot(np.arange(len(smooth)) + window, smooth, label=name, color=PALETTE[i % 10])
+        if history["miou"]:
+            steps, values = np.array(history["miou"]).T
+            right.plot(steps, 100 * values, marker="o", markersize=3, label=name, color=PALETTE[i % 10])
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    right.set(xlabel="step", ylabel="mIoU (%)")
+    left.legend()
+    return figure
+
+
+def patch_gallery(
+    images: np.ndarray, patches: Sequence[HardPatch], classes: Sequence[int], space: LabelSpace, grid: int, each: int = 6
+) -> Figure:
+    """For each class a row of patches that hold it, spread evenly over the index."""
+    figure, axes = plt.subplots(len(classes), each, squeeze=False, figsize=(7, 0.2 + 0.68 * len(classes)))
+    for line, c in zip(axes, classes, strict=True):
+        holding = [patch for patch in patches if c in patch.classes]
+        chosen = [holding[i] for i in np.linspace(0, len(holding) - 1, min(each, len(holding))).astype(int)]
+        for axis in line:
+            axis.set_axis_off()
+        for axis, patch in zip(line, chosen, strict=False):
+            rows, columns = cell(*images.shape[1:3], patch.row, patch.column, grid)
+            axis.imshow(images[patch.image, rows, columns])
+        line[0].text(-0.06, 0.5, space.names[c], transform=line[0].transAxes, ha="right", va="center")
+    figure.subplots_adjust(0.14, 0.01, 1, 0.99, 0.03, 0.05)
+    return figure
+
+
+def patch_places(patches: Sequence[HardPatch], grid: int) -> Figure:
+    """How many hard patches lie in each cell of the image's grid."""
+    counts = np.zeros((grid, grid), int)
+    for patch in patches:
+        counts[patch.row, patch.column] += 1
+    figure, axis = plt.subplots(figsize=(3.3, 1.9))
+    sns.heatmap(counts, annot=True, fmt="d", cmap="viridis", ax=axis, cbar_kws={"label": "hard patches"})
+    axis.set(xlabel="column of the grid", ylabel="row of the grid")
+    return figure
+
+
+def rarity_bars(counts: np.ndarray, rare: Sequence[int], space: LabelSpace, means: np.ndarray | None = None) -> Figure:
+    """Classes by pseudo-labelled pixels, the rare ones marked; beside it mean confidence where there is any."""
+    order = np.argsort(counts, kind="stable")
+    with_means = means is not None and np.isfinite(means).any()
+    figure, axes = plt.subplots(1, 1 + with_means, squeeze=False, figsize=(7, 2.8), layout="constrained", sharey=True)
+    color = [PALETTE[3] if c in rare else PALETTE[0] for c in order]
+    axes[0, 0].barh([space.names[c] for c in order], np.maximum(counts[order], 0.5), color=color)
+    axes[0, 0].set(xscale="log", xlabel="pseudo-labelled pixels")
+    if with_means:
+        axes[0, 1].barh([space.names[c] for c in order], np.nan_to_num(means[order]), color=color)
+        axes[0, 1].set(xlabel="mean confidence")
+    handles = [Patch(color=PALETTE[3], label="rare"), Patch(color=PALETTE[0], label="not rare")]
+    axes[0, -1].legend(handles=handles, loc="lower right")
+    return figure
+
+
+def mixed_samples(images, cuts, labels, confidence, seen, space: LabelSpace, threshold: float) -> Figure:
+    """Mixed images with their cut lines, the teacher's labels and sure pixels, and what the student saw.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8, mixed but not changed.
+        cuts: their cuts.
+        labels: ``(N, H, W)`` train ids, mixed.
+        confidence: ``(N, H, W)`` float, mixed.
+        seen: ``(N, H, W, 3)`` uint8, after jitter and blur, and mirrored if the coin said so.
+        space: names and colours.
+        threshold: confidence that counts as sure.
+    """
+    titles = ["mixed, cut lines", "teacher's labels", f"confidence >= {threshold:g}", "what the student saw"]
+    rows = [
+        [image, space.colorize(label), (c >= threshold).astype(float), view]
+        for image, label, c, view in zip(images, labels, confidence, seen, strict=True)
+    ]
+    figure = picture_grid(rows, titles)
+    for line, x, y in zip(np.reshape(figure.axes, (len(rows), 4)), cuts.x.tolist(), cuts.y.tolist(), strict=True):
+        for axis in line[:3]:
+            axis.axvline(x - 0.5, color="white", linewidth=1)
+            axis.axhline(y - 0.5, color="white", linewidth=1)
+    return figure
+
+
+def class_iou_bars(rows: Mapping[str, np.ndarray], space: LabelSpace) -> Figure:
+    """IoU per class, one series per row; several seeds (``(S, C)`` arrays) show mean and standard deviation."""
+    figure, axis = plt.subplots(figsize=(7, 2.6))
+    width = 0.84 / len(rows)
+    for i, (name, values) in enumerate(rows.items()):
+        values = 100 * np.atleast_2d(np.array(values, float))
+        spread = values.std(0, ddof=1) if len(values) > 1 else None
+        axis.bar(np.arange(space.num_classes) + i * width, values.mean(0), width, yerr=spread, label=name,
+                 color=PALETTE[i % 10], error_kw={"linewidth": 0.6})  # fmt: skip
+    axis.set(ylabel="IoU (%)", ylim=(0, 100))
+    axis.set_xticks(np.arange(space.num_classes) + 0.42, space.names, rotation=45, ha="right")
+    axis.legend(ncols=3, fontsize=7)
+    return figure
+
+
+def confusion_picture(matrix: np.ndarray, space: LabelSpace) -> Figure:
+    """Confusion matrix in percent of each true class."""
+    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure, axis = plt.subplots(figsize=(5.6, 4.6))
+    sns.heatmap(share, cmap="viridis", vmin=0, vmax=100, ax=axis, xticklabels=space.names, yticklabels=space.names,
+                cbar_kws={"label": "% of the true class"})  # fmt: skip
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.tick_params(labelsize=6)
+    return figure
+
+
+def miou_by_row(rows: Mapping[str, Sequence[float]]) -> Figure:
+    """mIoU of source-only, the stages and the oracle; one dot a seed, a line through the means."""
+    figure, axis = plt.subplots(figsize=(3.3, 2.3))
+    names = [name for name in rows if name != "oracle"]
+    axis.plot(range(len(names)), [100 * np.mean(rows[n]) for n in names], color=PALETTE[0], marker="o", markersize=4)
+    for i, name in enumerate(names):
+        axis.scatter([i] * len(rows[name]), 100 * np.array(rows[name]), s=8, color="0.35", zorder=3)
+    if "oracle" in rows:
+        axis.axhline(100 * np.mean(rows["oracle"]), color=PALETTE[2], linestyle="--", label="oracle")
+        axis.legend(loc="center right")
+    axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
+    axis.set(ylabel="mIoU (%)")
+    return figure
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write PDF and PNG; the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    figure.savefig(folder / f"{name}.png", dpi=200)
