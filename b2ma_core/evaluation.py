@@ -1,0 +1,135 @@
+"""Scores of a run: the box and every checkpoint on the same labelled images, as one table."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from b2ma_core.datasets import Data, load
+from b2ma_core.labels import LABEL_SPACES
+from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.pseudo_labels import read_labels
+from b2ma_core.records import Run, write_bytes, write_png
+from b2ma_core.stages import trained_model
+from b2ma_core.tables import gap_closed
+from b2ma_core.training import make_fabric, predict, score
+
+SAMPLES = 4
+
+
+def row_names(run: Run) -> list[str]:
+    """The trained rows of a run's table: stage 1 and its rounds."""
+    return ["stage 1", *(f"round {n}" for n in range(1, run.params.rounds + 1))]
+
+
+def weights_of(row: str) -> tuple[str, ...]:
+    """Folder of a row's weights inside the run."""
+    if row == "oracle":
+        return ("oracle",)
+    return ("stage1",) if row == "stage 1" else ("stage2", row.replace(" ", "-"))
+
+
+def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, ConfusionMatrix]]:
+    """Score the box's labels, stage 1, every round and the oracle on the target's validation part.
+
+    Args:
+        run: a run whose trainings are done.
+        with_oracle: score ``oracle/`` too.
+
+    Returns:
+        The metrics for the record (``rows``: mIoU, IoU, accuracy, subsets, and the best checkpoint's mIoU; ``gap_closed``
+        of the last row, None without oracle; ``scored_on``), and the confusion matrices by row. Without labels to score
+        with, rows are empty. A few images with predictions go to ``records/samples.npz``.
+    """
+    params, space = run.params, LABEL_SPACES[run.params.label_space]
+    fabric, val = make_fabric(params), load(params, "target_val")
+    scores: dict[str, ConfusionMatrix] = {}
+    rows: dict[str, dict] = {}
+    labelled = val is not None and val.labels is not None
+    names = [*row_names(run), *(["oracle"] if with_oracle else [])]
+    if labelled:
+        if params.box == "model":
+            scores["source-only"] = _score_labels(read_labels(run, val), val, space.num_classes)
+        for name in names:
+            model = fabric.to_device(trained_model(run, "target", *weights_of(name), "student.safetensors"))
+            scores[name] = score(model, fabric, val, space.num_classes)
+        for name, s in scores.items():
+            rows[name] = {
+                "miou": s.miou(),
+                "iou": s.iou(),
+                "accuracy": s.accuracy(),
+                "subsets": {subset: s.miou(ids) for subset, ids in space.subsets.items()},
+                "best_miou": _best(run, name),
+            }
+    gap = None
+    if {"source-only", "oracle"} <= set(rows):
+        gap = gap_closed(*(rows[name]["miou"] for name in ("source-only", row_names(run)[-1], "oracle")))
+    _save_samples(run, val)
+    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, labelled)}, scores
+
+
+def predict_part(run: Run, part: Data) -> np.ndarray:
+    """The last student's ``(N, H, W)`` uint8 train ids of a part, also as PNGs in ``predictions/<part>/``."""
+    fabric = make_fabric(run.params)
+    last = weights_of(row_names(run)[-1])
+    model = fabric.to_device(trained_model(run, "target", *last, "student.safetensors"))
+    size = part.labels.shape[1:] if part.labels is not None else None
+    answers = predict(model, fabric, part.images, size)
+    for name, labels in zip(part.names, answers, strict=True):
+        write_png(run.path("predictions", part.name, f"{name}.png"), labels)
+    if size is not None and tuple(size) != part.images.shape[1:3]:
+        return predict(model, fabric, part.images)
+    return answers
+
+
+def load_samples(run: Run) -> dict[str, np.ndarray]:
+    """Column title -> ``(N, H, W, 3)`` images or ``(N, H, W)`` train ids, as the evaluation left them."""
+    run.require("06_evaluation")
+    with np.load(run.path("records", "samples.npz")) as file:
+        return {name.replace("_", " "): file[name] for name in file.files}
+
+
+def _score_labels(labels: np.ndarray, val: Data, num_classes: int) -> ConfusionMatrix:
+    """Score label maps; those of another size than the truth are brought to it (nearest)."""
+    scores = ConfusionMatrix(num_classes)
+    for prediction, truth in zip(labels, val.labels, strict=True):
+        if prediction.shape != truth.shape:
+            prediction = np.asarray(Image.fromarray(prediction).resize(truth.shape[::-1], Image.Resampling.NEAREST))
+        scores.update(np.array(prediction), np.array(truth))
+    return scores
+
+
+def _best(run: Run, row: str) -> float | None:
+    history = run.path(*weights_of(row), "history.json") if row != "source-only" else Path("none")
+    best = json.loads(history.read_text())["best"] if history.is_file() else None
+    return best and best[1]
+
+
+def _scored_on(run: Run, val: Data | None, labelled: bool) -> str:
+    if not labelled:
+        return "nothing was scored: the target has no validation labels"
+    text = f"mIoU over {LABEL_SPACES[run.params.label_space].num_classes} classes on {len(val)} target images"
+    train = load(run.params, "target_train")
+    if set(train.names) & set(val.names):
+        text += " (the oracle was trained on these very images)"
+    return text
+
+
+def _save_samples(run: Run, val: Data | None) -> None:
+    part = val or load(run.params, "target_train")
+    chosen = np.linspace(0, len(part) - 1, min(SAMPLES, len(part))).astype(int)
+    fabric = make_fabric(run.params)
+    samples = {"target_image": np.array(part.images[chosen])}
+    size = part.images.shape[1:3]
+    if part.labels is not None and part.labels.shape[1:] == size:
+        samples["truth"] = np.array(part.labels[chosen])
+    if run.path("labels", part.name).is_dir():
+        samples["source-only"] = read_labels(run, part)[chosen]
+    for name in {"stage 1": 0, row_names(run)[-1]: 0}:
+        model = fabric.to_device(trained_model(run, "target", *weights_of(name), "student.safetensors"))
+        samples[name.replace(" ", "_")] = predict(model, fabric, samples["target_image"])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **samples)
+    write_bytes(run.path("records", "samples.npz"), buffer.getvalue())
