@@ -13,7 +13,7 @@ QUIET := PIP_DISABLE_PIP_VERSION_CHECK=1
 
 study: .venv/ready
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete --cores $(CORES) \
-	  --config study=$(STUDY) seeds="$(SEEDS)" jobs=$(JOBS) -q host rules progress
+	  --config study=$(STUDY) seeds="$(SEEDS)" jobs=$(JOBS) -q all
 	@$(PY) -m b2ma_core.tables $(STUDY) $(SEEDS)
 
 test: .venv/ready

@@ -62,7 +62,7 @@ CAMERA = Domain(
     vegetation=(62, 92, 52), sky=((150, 176, 208), (214, 220, 224)),
     buildings=((150, 132, 116), (178, 166, 150), (126, 124, 124), (150, 104, 88), (196, 188, 172)),
     vehicles=((140, 42, 40), (52, 70, 116), (206, 206, 204), (44, 44, 48), (128, 130, 134), (92, 104, 92)),
-    tint_spread=0.16, texture=7.0,
+    tint_spread=0.15, texture=7.0,
     counts={"car": 4.0, "parked": 4.5, "truck": 0.6, "bus": 0.5, "train": 0.4, "person": 4.5, "bicycle": 1.6,
             "motorcycle": 0.8, "standing_bicycle": 1.0, "tree": 6.0, "pole": 4.0, "light": 1.9, "sign": 2.6,
             "wall": 0.45, "fence": 0.5},
@@ -124,7 +124,7 @@ class Scene:
         self.light = self.between((0.9, 1.08))
         haze = self.tint((205, 212, 220), 0.05)
         self.fog_color = haze
-        self.fog_range = 400.0 if self.chance(1 - 0.6 * severity) else self.between((18.0, 80.0))
+        self.fog_range = 400.0 if self.chance(1 - 0.55 * severity) else self.between((20.0, 80.0))
         self.image = Image.new("RGB", (self.width, self.height))
         self.label_image = Image.new("L", (self.width, self.height), SKY)
         self.paint = ImageDraw.Draw(self.image)
@@ -524,11 +524,11 @@ def _photograph(rng: np.random.Generator, image: np.ndarray, severity: float) ->
 
     height, width = image.shape[:2]
     picture = Image.fromarray(image)
-    sigma = (0.2 + 1.5 * severity * float(rng.random())) * height / 128
+    sigma = (0.2 + 1.3 * severity * float(rng.random())) * height / 128
     picture = picture.filter(ImageFilter.GaussianBlur(sigma))
     pixels = np.asarray(picture, np.float64)
-    gain = 1 + spread(0.1 + 0.5 * severity) - 0.2 * severity
-    cast = np.array([1 + spread(0.03 + 0.2 * severity), 1.0, 1 + spread(0.03 + 0.2 * severity)])
+    gain = 1 + spread(0.1 + 0.5 * severity) - 0.15 * severity
+    cast = np.array([1 + spread(0.03 + 0.17 * severity), 1.0, 1 + spread(0.03 + 0.17 * severity)])
     grey = pixels.mean(axis=2, keepdims=True)
     faded = float(rng.random()) * 0.5 * severity
     pixels = pixels * (1 - faded) + grey * faded
@@ -538,7 +538,7 @@ def _photograph(rng: np.random.Generator, image: np.ndarray, severity: float) ->
     pixels = pixels * vignette[..., None] * (gain * cast)
     # The sum of three uniform draws is close to a normal one, and exact on every machine.
     grain = rng.integers(-128, 128, (3, height, width, 3), dtype=np.int16).sum(axis=0) / 128.0
-    return (pixels + grain * (1.5 + 14 * severity * float(rng.random()))).clip(0, 255).astype(np.uint8)
+    return (pixels + grain * (1.5 + 11 * severity * float(rng.random()))).clip(0, 255).astype(np.uint8)
 
 
 def main() -> None:

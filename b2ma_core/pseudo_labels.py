@@ -66,14 +66,13 @@ def read_confidences(run: Run, data: Data) -> np.ndarray | None:
 
 
 def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray:
-    run.require("02_pseudo_labels")
     maps = []
     for name in data.names:
         path = run.path("labels", folder, f"{name}.png")
         try:
             maps.append(check(np.asarray(Image.open(path)), str(path)))
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path} is missing: run the notebook 02_pseudo_labels again") from None
+            raise FileNotFoundError(f"{path} is missing: run the notebook 02_pseudo_labels first") from None
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); remove it and run 02_pseudo_labels again") from None
     return np.stack(maps)

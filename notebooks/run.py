@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -89,7 +90,7 @@ def show_progress(prefix: str) -> None:
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             line = record.getMessage().replace("\r", "\n").strip().splitlines()
-            if line and ("it/s" in line[-1] or "/s" in line[-1] or "s/" in line[-1]):
+            if line and re.search(r"\d+/\d+ \[", line[-1]):
                 print(f"{prefix}   {line[-1]}", flush=True)
 
     logger = logging.getLogger("papermill")
