@@ -1,0 +1,119 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from b2ma_core.distillation import class_weights, consistency_loss, ema_update, label_loss, make_teacher, mix_batch, teach
+from b2ma_core.models import build_model, freeze_batch_norm
+from b2ma_core.params import check_params
+
+PARAMS = check_params(
+    {"study": "t", "label_space": "cityscapes", "image_size": [64, 128], "source_dataset": "minicity",
+     "source_train_images": 1, "source_val_images": 1, "target_dataset": "minicity", "target_train_images": 1,
+     "target_val_images": 1}, "test")  # fmt: skip
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+@pytest.mark.parametrize("step", [0, 1, 5, 98, 99, 500])
+def test_the_average_equals_a_plain_loop_buffers_included(step):
+    teacher, student = net(), net()
+    student(torch.rand(4, 3, 8, 8))
+    alpha = min(1 - 1 / (step + 1), 0.99)
+    before, theirs = copy.deepcopy(teacher.state_dict()), student.state_dict()
+    ema_update(teacher, student, step)
+    for name, value in teacher.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, alpha * before[name] + (1 - alpha) * theirs[name])
+        else:
+            assert value == theirs[name]
+
+
+def test_the_teacher_starts_as_the_student_and_skipping_buffers_is_the_published_way():
+    teacher, student = net(), net()
+    student(torch.rand(4, 3, 8, 8))
+    ema_update(teacher, student, 0, buffers=False)
+    assert torch.equal(teacher[0].weight, student[0].weight)
+    assert not torch.equal(teacher[1].running_mean, student[1].running_mean)
+    ema_update(teacher, student, 0)
+    assert torch.equal(teacher[1].running_mean, student[1].running_mean)
+
+
+def test_a_teacher_has_no_gradient_and_uses_running_statistics():
+    student = net()
+    teacher = make_teacher(student)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    before = copy.deepcopy(teacher.state_dict())
+    teach(teacher, torch.rand(2, 3, 8, 8))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), teacher.state_dict().values(), strict=True))
+
+
+def test_confidence_is_a_probability_or_the_published_logit():
+    images = torch.rand(2, 3, 8, 8)
+    teacher = make_teacher(net())
+    labels, probability = teach(teacher, images)
+    same, logit = teach(teacher, images, "logit")
+    logits = teacher(images)
+    assert torch.equal(labels, logits.argmax(1)) and torch.equal(same, labels)
+    torch.testing.assert_close(probability, torch.softmax(logits, 1).max(1).values)
+    torch.testing.assert_close(logit, logits.max(1).values)
+
+
+def test_the_consistency_loss_by_hand():
+    logits, labels = torch.randn(2, 3, 2, 2), torch.randint(0, 3, (2, 2, 2))
+    confidence = torch.tensor([[[0.99, 0.5], [0.97, 0.2]], [[0.1, 0.1], [0.1, 0.968]]])
+    ce = F.cross_entropy(logits, labels, reduction="none")
+    by_image = (0.5 * ce[0].sum() + 0.25 * ce[1].sum()) / 8
+    torch.testing.assert_close(consistency_loss(logits, labels, confidence, 0.968), by_image)
+    by_pixel = (ce[0, 0, 0] + ce[0, 1, 0] + ce[1, 1, 1]) / 8
+    torch.testing.assert_close(consistency_loss(logits, labels, confidence, 0.968, "pixel"), by_pixel)
+
+
+def test_class_weights_have_mean_one_over_pixels():
+    frequencies = np.array([0.64, 0.36, 0.0])
+    weights = class_weights(frequencies).numpy()
+    assert weights[2] == 0 and weights[1] / weights[0] == pytest.approx(0.8 / 0.6)
+    assert (weights * frequencies).sum() == pytest.approx(1)
+
+
+def test_wholly_ignored_labels_give_no_loss():
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = label_loss(logits, torch.full((1, 2, 2), 255))
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()
+
+
+def test_reducing_first_and_mixing_then_is_mixing_the_logits():
+    logits = torch.randn(4, 19, 64, 128)
+    confidence, labels = logits.softmax(1).max(1)
+    images = torch.rand(4, 3, 64, 128)
+    _, mixed_labels, mixed_confidence, cuts = mix_batch(images, labels, confidence, PARAMS, torch.Generator().manual_seed(0))
+    from b2ma_core.spatial_mix import spatial_mix
+
+    c, m = spatial_mix(logits, cuts).softmax(1).max(1)
+    flipped = not torch.equal(m, mixed_labels)
+    assert torch.equal(m.flip(-1) if flipped else m, mixed_labels)
+    torch.testing.assert_close(c.flip(-1) if flipped else c, mixed_confidence)
+
+
+def test_image_labels_and_confidence_share_the_draw():
+    still = PARAMS.model_copy(update={"mix_jitter_probability": 0.0, "mix_blur_probability": 0.0})
+    code = torch.arange(4.0).view(4, 1, 1).expand(4, 64, 128)
+    for seed in range(6):
+        images = code[:, None].expand(4, 3, 64, 128) / 4
+        seen, labels, confidence, _ = mix_batch(images, code.long(), code, still, torch.Generator().manual_seed(seed))
+        assert torch.equal(labels.float(), confidence) and torch.equal(seen[:, 0] * 4, confidence)
+
+
+def test_frozen_statistics_stay_while_the_rest_trains():
+    model = build_model("deeplab_small", 5)
+    freeze_batch_norm(model)
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
+    assert model.training

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+from b2ma_core.hard_patches import cell, draw_patches, holders, mine, rare_classes
+
+
+def test_mining_a_hand_worked_map():
+    labels = np.zeros((4, 4), np.uint8)
+    labels[0, 0], labels[3, 2], labels[3, 3] = 6, 7, 6
+    assert mine([np.zeros((4, 4)), labels], [6, 7], grid=2) == [(1, 0, 0, (6,)), (1, 1, 1, (6, 7))]
+
+
+def test_mining_equals_a_plain_loop():
+    rng = np.random.default_rng(0)
+    maps = [np.where(rng.random((16, 32)) < 0.02, rng.integers(0, 19, (16, 32)), 0) for _ in range(5)]
+    rare, expected = [6, 12, 18], []
+    for i, m in enumerate(maps):
+        for r in range(4):
+            for c in range(4):
+                inside = m[r * 4 : r * 4 + 4, c * 8 : c * 8 + 8]
+                classes = tuple(k for k in rare if (inside == k).any())
+                if classes:
+                    expected.append((i, r, c, classes))
+    assert mine(maps, rare) == expected and len(expected) > 10
+
+
+def test_rare_classes_by_pixels_and_by_confidence():
+    labels = np.repeat([0, 1, 2, 3, 255], [50, 30, 15, 4, 1]).reshape(10, 10)
+    assert rare_classes([labels], 5, k=1) == [3]
+    assert rare_classes([labels], 5, k=2) == [2, 3]
+    confidence = np.where(labels == 1, 0.3, 0.9)
+    assert rare_classes([labels], 5, [confidence], k=1) == [1, 3]
+
+
+def test_a_class_without_pixels_is_not_rare_but_absent():
+    assert rare_classes([np.array([[0, 0, 1]])], 19, k=1) == [1]
+
+
+def test_generators_are_read_once():
+    assert rare_classes((np.array([[0, 0, 1]]) for _ in range(3)), 2, k=1) == [1]
+
+
+def test_cells_tile_the_image():
+    covered = np.zeros((128, 256), int)
+    for r in range(4):
+        for c in range(4):
+            covered[cell(128, 256, r, c)] += 1
+    assert (covered == 1).all()
+
+
+def test_too_fine_a_grid_is_refused():
+    with pytest.raises(ValueError, match="grid is 4"):
+        mine([np.zeros((2, 8))], [1])
+
+
+def test_drawing_gives_rare_classes_alike_and_repeats_with_its_generator():
+    labels = np.zeros((8, 8), np.uint8)
+    labels[:, :6] = 1
+    labels[7, 7] = 2
+    by_class = holders(mine([labels] * 20, [1, 2], grid=4))
+    drawn = [draw_patches(by_class, 300, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert 110 < sum(2 in patch.classes for patch in drawn[0]) < 190
