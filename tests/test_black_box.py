@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from conftest import photo
+from PIL import Image
+from torch import nn
+
+from b2ma_core.black_box import LabelFolder, LocalModel, ask
+from b2ma_core.labels import CITYSCAPES
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 3), dtype=np.uint8)
+NAMES = ["a", "b"]
+
+
+class Lopsided(nn.Module):
+    """Logits that depend on the column, so that a mirror image gets other answers."""
+
+    def forward(self, images):
+        columns = torch.arange(images.shape[-1], dtype=torch.float32).expand(len(images), *images.shape[-2:])
+        return torch.stack([columns * images[:, 0], columns * images[:, 1], columns * 0 + 4], dim=1)
+
+
+def test_flip_averaging_equals_a_plain_average():
+    box = LocalModel(Lopsided(), flip=True)
+    x = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).float() / 255
+    logits = (Lopsided()(x) + Lopsided()(x.flip(3)).flip(3)) / 2
+    answer = box.predict(IMAGES)
+    assert answer.dtype == np.uint8 and np.array_equal(answer, logits.argmax(1).numpy())
+    assert not np.array_equal(answer, LocalModel(Lopsided(), flip=False).predict(IMAGES))
+    labels, confidence = box.predict_with_confidence(IMAGES)
+    assert np.array_equal(labels, answer) and 1 / 3 <= confidence.min() <= confidence.max() <= 1
+
+
+def test_a_delivered_folder_answers_by_name(tmp_path):
+    for i, name in enumerate(NAMES):
+        Image.fromarray(np.full((16, 32), i, np.uint8)).save(tmp_path / f"{name}.png")
+    answer = ask(LabelFolder(tmp_path), IMAGES[::-1], NAMES[::-1], CITYSCAPES)
+    assert answer[:, 0, 0].tolist() == [1, 0] and np.array_equal(answer[0], photo(tmp_path / "b.png"))
+
+
+def test_a_folder_with_gaps_or_broken_files_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="box_root: no folder"):
+        LabelFolder(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="a.png: the vendor's folder has no labels for the image 'a'"):
+        LabelFolder(tmp_path).predict(IMAGES, NAMES)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n123")
+    with pytest.raises(ValueError, match="a.png: cannot be read"):
+        LabelFolder(tmp_path).predict(IMAGES, NAMES)
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a.png: labels are \(16, 16\), the image is \(16, 32\)"):
+        LabelFolder(tmp_path).predict(IMAGES, NAMES)
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (np.zeros((2, 16, 32)), "answered float64, needed is .*uint8"),
+        (np.zeros((2, 16, 32), np.int64), "answered int64"),
+        (torch.zeros(2, 16, 32, dtype=torch.uint8), "answered torch.uint8"),
+        (np.zeros((2, 19, 16, 32), np.uint8), r"answered shape \(2, 19, 16, 32\), needed is \(2, 16, 32\)"),
+        (np.full((2, 16, 32), 33, np.uint8), "image 'a': holds .*label ids"),
+        ([[0]], "answered list"),
+    ],
+)
+def test_a_box_that_answers_wrongly_is_named(answer, said):
+    class Vendor:
+        def predict(self, images, names=None):
+            return answer
+
+    with pytest.raises(ValueError, match=f"the box Vendor.*{said}"):
+        ask(Vendor(), IMAGES, NAMES, CITYSCAPES)

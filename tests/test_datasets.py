@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+from conftest import photo
+from PIL import Image
+
+from b2ma_core import datasets, minicity
+from b2ma_core.params import check_params
+from b2ma_core.records import PROJECT
+
+
+def test_minicity_parts_are_its_scenes(smoke_params, tmp_path):
+    parts = datasets.prepare(smoke_params, 1, tmp_path)
+    assert {name: len(d) for name, d in parts.items()} == {
+        "source_train": 24, "source_val": 8, "target_train": 24, "target_val": 8, "target_test": 4
+    }  # fmt: skip
+    image, labels = minicity.render(3, "camera", "val", size=(64, 128))
+    assert np.array_equal(parts["target_val"].images[3], image)
+    assert np.array_equal(parts["target_val"].labels[3], labels)
+
+
+def test_a_folder_is_read_as_it_decodes(folder_params, street_folder, tmp_path):
+    data = datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"]
+    assert data.names == [f"seq_{i}" for i in range(4)]
+    for i, name in enumerate(data.names):
+        assert np.array_equal(data.images[i], photo(street_folder / "train" / f"{name}.png"))
+        assert np.array_equal(data.labels[i], photo(street_folder / "trainannot" / f"{name}.png"))
+
+
+def test_scored_labels_keep_their_own_size(folder_params, tmp_path):
+    params = check_params({**folder_params.model_dump(), "image_size": [64, 64], "crop": None, "grid": 4}, "x")
+    parts = datasets.prepare(params, 1, tmp_path / "data")
+    assert parts["target_val"].labels.shape[1:] == (64, 128) and parts["target_val"].images.shape[1:3] == (64, 64)
+    assert parts["target_train"].labels.shape[1:] == (64, 64)
+
+
+def test_a_second_call_changes_nothing_and_a_changed_file_is_read_again(folder_params, street_folder, tmp_path):
+    folder = tmp_path / "data" / "folder" / "target_train"
+    datasets.prepare(folder_params, 1, tmp_path / "data")
+    before = (folder / "images.npy").stat().st_mtime_ns
+    datasets.prepare(folder_params, 1, tmp_path / "data")
+    assert (folder / "images.npy").stat().st_mtime_ns == before
+    Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(street_folder / "train" / "seq_0.png")
+    assert datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"].images[0].max() == 0
+
+
+def test_several_processes_convert_to_the_same(smoke_params, tmp_path):
+    params = check_params({**smoke_params.model_dump(), "source_train_images": 70}, "x")
+    one = datasets.prepare(params, 1, tmp_path / "one")["source_train"]
+    two = datasets.prepare(params, 2, tmp_path / "two")["source_train"]
+    assert np.array_equal(one.images, two.images) and np.array_equal(one.labels, two.labels)
+
+
+def test_all_that_is_wrong_is_listed_and_named(folder_params, street_folder, tmp_path):
+    train, annot = street_folder / "train", street_folder / "trainannot"
+    (train / "seq_0.png").write_bytes((train / "seq_0.png").read_bytes()[:300])
+    Image.fromarray(np.zeros((32, 128), np.uint8)).save(annot / "seq_1.png")
+    Image.fromarray(np.full((64, 128), 26, np.uint8)).save(annot / "seq_2.png")
+    (annot / "seq_3.png").unlink()
+    with pytest.raises(ValueError, match="4 of 4 samples cannot be used") as caught:
+        datasets.prepare(folder_params, 1, tmp_path / "data")
+    message = str(caught.value)
+    for said in ("train/seq_0.png: cannot be read", "seq_1.png: labels are (128, 32)", "label ids", "seq_3.png: no such file"):
+        assert said in message
+    assert not list((tmp_path / "data" / "folder").glob("target_train*")), "nothing half-made stays"
+
+
+def test_a_class_outside_the_label_space_is_named(folder_params, street_folder, tmp_path):
+    Image.fromarray(np.full((64, 128), 77, np.uint8)).save(street_folder / "valannot" / "seq_1.png")
+    with pytest.raises(ValueError, match=r"seq_1\.png: holds \[77\]"):
+        datasets.prepare(folder_params, 1, tmp_path / "data")
+
+
+def test_coloured_labels_are_refused(folder_params, street_folder, tmp_path):
+    Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(street_folder / "valannot" / "seq_1.png")
+    with pytest.raises(ValueError, match="8-bit PNG with one channel"):
+        datasets.prepare(folder_params, 1, tmp_path / "data")
+
+
+def test_a_missing_folder_shows_the_layout_expected(folder_params, tmp_path):
+    params = check_params({**folder_params.model_dump(), "target_root": str(tmp_path / "nowhere")}, "x")
+    with pytest.raises(FileNotFoundError, match="nowhere/train. Expected: <root>/<split>.*Set target_root"):
+        datasets.prepare(params, 1, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_empty_split_is_named(folder_params, street_folder, tmp_path):
+    for path in (street_folder / "val").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="target_val: .*/val holds no images"):
+        datasets.prepare(folder_params, 1, tmp_path / "data")
+
+
+def test_sequences_choose_files_by_their_beginning(folder_params, street_folder):
+    params = check_params({**folder_params.model_dump(), "target_sequences": ["seq_1", "seq_3"]}, "x")
+    assert [i.name for i in datasets.list_items(datasets.parts(params)["target_train"])] == ["seq_1", "seq_3"]
+    params = check_params({**folder_params.model_dump(), "target_sequences": ["no"]}, "x")
+    with pytest.raises(ValueError, match="holds no images of sequences"):
+        datasets.list_items(datasets.parts(params)["target_train"])
+
+
+def test_a_part_that_was_not_prepared_names_the_notebook(smoke_params, tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the notebook 00_data first"):
+        datasets.load(smoke_params, "target_train", tmp_path)
+
+
+def test_camvid_is_read_with_void_ignored(tmp_path):
+    from b2ma_core.params import load_params
+
+    params = load_params(PROJECT / "params" / "camvid.yaml")
+    if not (PROJECT / params.source_root).is_dir():
+        pytest.skip(f"no CamVid at {params.source_root}: set source_root in params/camvid.yaml to a copy")
+    parts = datasets.parts(params)
+    counts = {name: len(datasets.list_items(part)) for name, part in parts.items()}
+    assert counts == {"source_train": 406, "target_train": 62, "target_val": 62, "target_test": 62}
+    item = datasets.list_items(parts["target_val"])[0]
+    image, labels = datasets.read_sample(item, parts["target_val"])
+    assert image.shape == (240, 320, 3) and labels.shape == (360, 480)
+    assert set(np.unique(labels)) <= {*range(11), 255}

@@ -1,0 +1,62 @@
+import pytest
+
+from b2ma_core.params import ParamsError, check_params, load_params, read_yaml
+from b2ma_core.records import PROJECT
+
+
+@pytest.mark.parametrize("study", sorted(p.stem for p in (PROJECT / "params").glob("*.yaml")))
+def test_every_study_of_the_project_is_valid(study):
+    assert load_params(PROJECT / "params" / f"{study}.yaml").study == study
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"stage1_step": 5}, "stage1_step: unknown parameter; did you mean stage1_steps?"),
+        ({"rounds": "two"}, "rounds: .*integer, got 'two'"),
+        ({"batch_size": 0}, "batch_size: .*greater than or equal to 1, got 0"),
+        ({"ema_alpha": 1.5}, "ema_alpha: .*less than or equal to 1"),
+        ({"box": "oracle"}, "box: .*'model' or 'folder'"),
+        ({"crop": [128, 128]}, r"crop: \[128, 128\] is larger than image_size \[64, 128\]"),
+        ({"grid": 8}, "grid: .*under 16 pixels"),
+        ({"rare_classes": [19]}, "rare_classes: .*leave 0 .. 18"),
+        ({"source_dataset": "camvid"}, "source_root: "),
+        ({"box": "folder"}, "box_root: "),
+        ({"random_scale": [0.5, 1.0]}, "random_scale: "),
+        ({"target_train_images": None}, "target_train_images: MiniCity is endless"),
+        ({"label_space": "camvid"}, "label_space: "),
+        ({"source_train_split": "testing"}, "source_train_split: MiniCity has"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(smoke_params, wrong, said):
+    with pytest.raises(ParamsError, match=said) as caught:
+        check_params({**smoke_params.model_dump(), **wrong}, "params/x.yaml")
+    assert str(caught.value).startswith("params/x.yaml: 1 wrong parameter\n")
+
+
+def test_all_that_is_wrong_is_said_at_once(smoke_params):
+    with pytest.raises(ParamsError, match="3 wrong parameters"):
+        check_params({**smoke_params.model_dump(), "rounds": -1, "seeds": 3, "devices": "all"}, "x")
+
+
+def test_yaml_1_1_numbers_are_read_as_meant(tmp_path, smoke_params):
+    path = tmp_path / "x.yaml"
+    path.write_text((PROJECT / "params" / "smoke.yaml").read_text() + "stage1_learning_rate: 1e-4\n")
+    assert load_params(path).stage1_learning_rate == 1e-4
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    (tmp_path / "minicity.yaml").write_text("a: [1")
+    with pytest.raises(ParamsError, match="minicty.yaml: no such study; did you mean 'minicity'"):
+        read_yaml(tmp_path / "minicty.yaml")
+    with pytest.raises(ParamsError, match="minicity.yaml: not readable as YAML"):
+        read_yaml(tmp_path / "minicity.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ParamsError, match="name: value"):
+        read_yaml(tmp_path / "list.yaml")
+
+
+def test_speed_settings_make_no_other_run(smoke_params):
+    assert smoke_params.model_copy(update={"workers": 3}).differences(smoke_params.model_dump()) == []
+    changed = smoke_params.model_copy(update={"rounds": 5})
+    assert changed.differences(smoke_params.model_dump()) == ["rounds: 2 -> 5"]
