@@ -19,7 +19,7 @@ study: .venv/ready
 test: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -n $(CORES) --dist loadscope
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist loadscope
 
 lab: .venv/ready
 	$(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_data.ipynb

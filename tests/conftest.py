@@ -69,7 +69,8 @@ class Project:
 
     def python(self, *words: str) -> tuple[int, str]:
         process = self.start(*words)
-        return process.wait() if process.stdout is None else _finish(process)
+        output, _ = process.communicate()
+        return process.returncode, output
 
     def notebook(self, name: str, study: str = "smoke", seed: int = 0, *more: str) -> tuple[int, str]:
         return self.python("notebooks/run.py", name, "--study", study, "--seed", str(seed), *more)
@@ -87,11 +88,6 @@ class Project:
 
         base = read_yaml(self.root / "params" / "smoke.yaml")
         (self.root / "params" / f"{name}.yaml").write_text(yaml.safe_dump({**base, **values}))
-
-
-def _finish(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate()
-    return process.returncode, output
 
 
 @pytest.fixture(scope="session")

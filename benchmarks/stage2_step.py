@@ -1,0 +1,83 @@
+"""A stage-2 step against a bare forward and backward pass of the same work: ``python benchmarks/stage2_step.py``.
+
+The same work is what the method asks of the networks: the teacher's forward pass on clean images, the student's
+forward and backward pass on mixed images and on hard patches, the optimiser's step. All else is overhead: reading the
+batch, SpatialMix, jitter and blur, cutting patches, the teacher's average. Both are timed in turns in one run.
+"""
+
+import platform
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from b2ma_core import minicity
+from b2ma_core.distillation import cut_patches, ema_update, label_loss, make_teacher, self_distillation_loss
+from b2ma_core.hard_patches import draw_patches, holders, mine
+from b2ma_core.models import build_model, freeze_batch_norm
+from b2ma_core.params import load_params
+from b2ma_core.records import PROJECT
+from b2ma_core.training import Batches, generator_for, make_fabric, to_device
+
+STEPS = 30
+
+
+def main() -> None:
+    params = load_params(PROJECT / "params" / "minicity.yaml")
+    samples = [minicity.render(i, "camera", "train", size=tuple(params.image_size)) for i in range(32)]
+    images, labels = (np.stack(arrays) for arrays in zip(*samples, strict=True))
+    by_class = holders(mine(labels, [6, 7, 12, 17, 18], params.grid))
+    fabric = make_fabric(params)
+    model = build_model(params.target_network, 19).to(fabric.device, memory_format=torch.channels_last)
+    student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
+    teacher = make_teacher(model)
+    batches = Batches(images, None, params, 0, "bench", augment=False)
+
+    def answer(x):
+        with fabric.autocast():
+            return teacher(x)
+
+    def finish(loss):
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def method(step):
+        batch = to_device(batches[step][0], fabric.device)
+        drawn = draw_patches(by_class, params.hard_patch_batch, generator_for(0, "patches", step))
+        patches, train_ids = cut_patches(images, labels, drawn, params.grid)
+        hard = to_device(patches, fabric.device), train_ids.to(fabric.device).long()
+        freeze_batch_norm(student)
+        finish(self_distillation_loss(student, answer, batch, hard, params, generator_for(0, "mix", step)))
+        ema_update(teacher, model, step)
+
+    fixed = to_device(batches[0][0], fabric.device)
+    target = torch.randint(0, 19, (len(fixed), *fixed.shape[-2:]), device=fabric.device)
+    rows, columns = (side // params.grid for side in params.image_size)
+    small = fixed[:, :, :rows, :columns].contiguous(memory_format=torch.channels_last)
+    small_target = target[:, :rows, :columns].contiguous()
+
+    def bare(step):
+        with torch.no_grad():
+            answer(fixed)
+        freeze_batch_norm(student)
+        finish(label_loss(student(fixed), target) + 0.1 * label_loss(student(small), small_target))
+
+    seconds = {"method": [], "bare": []}
+    for step in range(STEPS + 5):
+        for name, work in (("method", method), ("bare", bare)):
+            started = time.perf_counter()
+            work(step)
+            if fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+            if step >= 5:
+                seconds[name].append(time.perf_counter() - started)
+    whole, least = (statistics.median(seconds[name]) for name in ("method", "bare"))
+    device = torch.cuda.get_device_name() if fabric.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{platform.machine()}, {device}, torch {torch.__version__}, precision {fabric._precision.precision}")
+    print(f"stage-2 step {1e3 * whole:.1f} ms, bare passes {1e3 * least:.1f} ms: overhead {100 * (whole / least - 1):.1f}%")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What holds the project together: two lists of packages, the lock, the README's commands."""
+
+import re
+import subprocess
+import tomllib
+
+import yaml
+
+from b2ma_core.records import PROJECT
+
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+
+
+def names(lines) -> set[str]:
+    return {re.match(r"[A-Za-z0-9_.-]+", line).group().lower().replace("_", "-") for line in lines}
+
+
+def test_environment_yml_lists_the_packages_of_pyproject():
+    environment = yaml.safe_load((PROJECT / "environment.yml").read_text())["dependencies"]
+    by_pip = next(d["pip"] for d in environment if isinstance(d, dict))
+    conda = {d for d in environment if isinstance(d, str)} - {"pip", "make"}
+    listed = {d for d in [*conda, *by_pip] if not d.startswith(("python>=", "-e"))}
+    assert listed == {*PYPROJECT["dependencies"], *PYPROJECT["optional-dependencies"]["test"]}
+
+
+def test_the_lock_pins_every_package_of_pyproject():
+    lines = (PROJECT / "requirements.lock").read_text().split()
+    assert all("==" in line for line in lines)
+    assert names([*PYPROJECT["dependencies"], *PYPROJECT["optional-dependencies"]["test"]]) <= names(lines)
+
+
+def test_the_readme_names_targets_that_exist():
+    readme, makefile = (PROJECT / "README.md").read_text(), (PROJECT / "Makefile").read_text()
+    assert len(readme.splitlines()) < 200
+    targets = set(re.findall(r"make ([a-z]+)", readme))
+    assert {"study", "test", "lab", "figures", "clean"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for path in re.findall(r"`((?:notebooks|b2ma_core|params|figures|benchmarks|tests)/[\w./-]+\.\w+)`", readme):
+        assert (PROJECT / path).exists(), path
+
+
+def test_make_study_says_what_it_would_do():
+    result = subprocess.run(["make", "-n", "study", "STUDY=camvid", "SEEDS=0 1", "JOBS=2"], cwd=PROJECT,
+                            capture_output=True, text=True)  # fmt: skip
+    assert result.returncode == 0 and 'study=camvid seeds="0 1" jobs=2' in result.stdout

@@ -1,0 +1,83 @@
+import json
+import resource
+import signal
+
+import numpy as np
+import pytest
+
+from b2ma_core import records
+from b2ma_core.records import Run, open_run, whole_folder, write_bytes, write_json
+
+
+def test_a_record_holds_what_made_it(run):
+    record = run.record("00_data", {"value": np.float64(0.5), "list": np.array([1.0, np.nan])})
+    stored = json.loads(run.path("records", "00_data.json").read_text())
+    assert stored["metrics"] == {"value": 0.5, "list": [1.0, None]} and stored["seed"] == 0
+    assert stored["params"] == run.params.model_dump() and record["where"]["torch"]
+
+
+def test_a_stage_out_of_order_names_the_one_that_comes_first(run):
+    with pytest.raises(FileNotFoundError, match="no record of 03_cross_domain: run the notebook 03_cross_domain first"):
+        run.require("03_cross_domain")
+
+
+def test_a_run_made_with_other_parameters_says_which(run):
+    run.claim()
+    run.claim()
+    other = Run(run.params.model_copy(update={"rounds": 7, "workers": 2}), 0, run.folder.parent.parent)
+    with pytest.raises(ValueError, match="made with other parameters:\n  rounds: 2 -> 7\n.*make clean STUDY=smoke"):
+        other.claim()
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the system refuses longer files, as a full disk does
+    try:
+        with pytest.raises(OSError, match="file: cannot be written .*free some space"):
+            write_bytes(path, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(run):
+    run.folder.parent.parent.mkdir(parents=True)
+    run.folder.parent.write_text("a file where the run's folder should be")
+    with pytest.raises(OSError, match="params.json: cannot be written"):
+        run.claim()
+
+
+def test_folders_appear_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "a") as part:
+        (part / "x").write_text("1")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    for text in "12":
+        with whole_folder(tmp_path / "a") as part:
+            (part / text).write_text(text)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["2"]
+
+
+def test_one_process_works_in_a_folder(tmp_path):
+    with records.only_one(tmp_path), pytest.raises(RuntimeError, match="another process"):
+        with records.only_one(tmp_path, patience=0):
+            pass
+    with records.only_one(tmp_path, patience=0):
+        pass
+
+
+def test_variables_override_the_studys_file():
+    run = open_run({"study": "smoke", "seed": 3, "rounds": 4, "position_beta": None, "np": np})
+    assert run.params.rounds == 4 and run.params.position_beta == 0.25 and run.folder.parts[-2:] == ("smoke", "3")
+    with pytest.raises(ValueError, match="params/smok.yaml: no such study; did you mean 'smoke'"):
+        open_run({"study": "smok", "seed": 0})
+    with pytest.raises(ValueError, match="seed"):
+        open_run({"study": "smoke", "seed": -1})
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"a": float("nan"), 1: (2, np.int64(3))})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "1": [2, 3]}

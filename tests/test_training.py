@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import torch
+from conftest import same_tree
+
+from b2ma_core import datasets, stages, training
+from b2ma_core.pseudo_labels import ask_for_labels
+from b2ma_core.records import Run
+
+
+@pytest.fixture
+def prepared(smoke_params, tmp_path, monkeypatch):
+    """Runs by name whose data are ready; all of them share the data."""
+    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    load = datasets.load
+    monkeypatch.setattr(stages, "load", lambda params, name: load(params, name, tmp_path / "data"))
+
+    def make(name, seed=0, **changes):
+        run = Run(smoke_params.model_copy(update=changes), seed, tmp_path / name)
+        run.claim()
+        return run
+
+    return make
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_training_stopped_at_any_step_ends_with_the_same_bits(prepared, monkeypatch):
+    whole, stopped = prepared("whole"), prepared("stopped")
+    history = stages.train_source(whole)
+    save = training._save
+    for stop_at in (5, 15, 30):
+
+        def stopping(path, step, *rest, stop_at=stop_at):
+            save(path, step, *rest)
+            if step == stop_at:
+                raise Stop
+
+        monkeypatch.setattr(training, "_save", stopping)
+        with pytest.raises(Stop):
+            stages.train_source(stopped)
+    monkeypatch.setattr(training, "_save", save)
+    assert stages.train_source(stopped) == history
+    same_tree(whole.path("source"), stopped.path("source"), "*.[sj]*")
+    assert not stopped.path("source", "progress.pt").exists()
+
+
+def test_a_finished_training_is_not_repeated(prepared, monkeypatch):
+    run = prepared("run")
+    history = stages.train_source(run)
+    monkeypatch.setattr(training, "_save", lambda *_: pytest.fail("trained again"))
+    assert stages.train_source(run) == history
+
+
+def test_the_seed_decides(prepared):
+    histories = [stages.train_source(prepared(name, seed))["loss"] for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    assert histories[0] == histories[1] != histories[2]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short"])
+def test_a_broken_checkpoint_is_named(prepared, content):
+    run = prepared("run")
+    run.path("source").mkdir()
+    run.path("source", "progress.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"progress\.pt: this checkpoint is truncated or of another network.*Remove"):
+        stages.train_source(run)
+
+
+def test_an_epoch_sees_each_image_once_and_resumes_anywhere():
+    seen = [training.batch_indices(10, 4, step, 0, "s") for step in range(5)]
+    flat = [i for batch in seen for i in batch]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10)) and flat[:10] != flat[10:]
+    assert training.batch_indices(10, 4, 3, 0, "s") == seen[3]
+    assert training.batch_indices(10, 4, 3, 1, "s") != seen[3]
+
+
+def test_batches_are_the_same_with_loader_processes(smoke_params):
+    images = np.random.default_rng(0).integers(0, 256, (9, 64, 128, 3), dtype=np.uint8)
+    labels = images[..., 0] % 19
+    both = []
+    for workers in (0, 2):
+        params = smoke_params.model_copy(update={"workers": workers, "random_scale": [1.0, 1.5]})
+        both.append(list(training.Batches(images, labels, params, 0, "s", True).from_step(1, 4)))
+    for (a, b), (c, d) in zip(*both, strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d) and a.shape == (4, 3, 64, 128)
+
+
+def test_image_and_labels_are_cut_and_mirrored_alike(smoke_params):
+    labels = np.random.default_rng(0).integers(0, 19, (3, 64, 128)).astype(np.uint8)
+    images = np.repeat(labels[..., None], 3, axis=-1)
+    params = smoke_params.model_copy(update={"crop": [32, 48]})
+    for step in range(5):
+        a, b = training.Batches(images, labels, params, 0, "s", True)[step]
+        assert a.shape == (4, 3, 32, 48) and torch.equal(a[:, 0], b)
+
+
+def test_the_rate_rises_and_falls_to_zero():
+    rates = [training.learning_rate(step, 100, 1.0, 10) for step in range(101)]
+    assert rates[0] == 0.1 and max(rates) == rates[9] == rates[10] == 1.0 and rates[100] == pytest.approx(0)
+
+
+def test_scores_are_taken_at_the_labels_own_size(smoke_params):
+    class Half(torch.nn.Module):
+        def forward(self, images):
+            score = torch.zeros(len(images), 2, *images.shape[-2:])
+            score[..., :, : images.shape[-1] // 2] = torch.tensor([1.0, 0]).view(1, 2, 1, 1)
+            score[..., :, images.shape[-1] // 2 :] = torch.tensor([0, 1.0]).view(1, 2, 1, 1)
+            return score
+
+    labels = np.zeros((1, 32, 64), np.uint8)
+    labels[:, :, 32:] = 1
+    data = datasets.Data("x", ["x"], np.zeros((1, 16, 32, 3), np.uint8), labels)
+    scores = training.score(Half(), training.make_fabric(smoke_params), data, 2)
+    assert scores.miou() == 1.0 and scores.matrix.sum() == 32 * 64
+
+
+def test_two_processes_train_as_one_with_the_same_batches(prepared):
+    """Stage 1 with frozen draws: gloo on the CPU, in fresh processes, agrees with one process to rounding."""
+    # The batch norm of two processes sees half a batch each, so the networks agree in what they saw, not in bits.
+    seen = [training.batch_indices(24, 4, step, 0, "stage1") for step in range(3)]
+    params = prepared("x").params
+    images = np.random.default_rng(0).integers(0, 256, (24, 64, 128, 3), dtype=np.uint8)
+    whole = training.Batches(images, None, params, 0, "stage1", True)
+    halves = [training.Batches(images, None, params, 0, "stage1", True, rank, 2) for rank in range(2)]
+    for step in range(len(seen)):
+        joined = torch.stack([h[step][0] for h in halves], dim=1).flatten(0, 1)
+        assert torch.equal(joined, whole[step][0])
+
+
+def test_weights_that_do_not_fit_show_before_any_training(prepared, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="w.pth: cannot be read as weights"):
+        stages.preflight(prepared("a", init=str(tmp_path / "w.pth")))
+    with pytest.raises(ValueError, match="unknown network 'x'"):
+        stages.preflight(prepared("b", target_network="x"))
+    with pytest.raises(FileNotFoundError, match="box_root"):
+        stages.preflight(prepared("c", box="folder", box_root=str(tmp_path / "none")))
+
+
+def test_the_box_answers_every_image_once(prepared, smoke_params, tmp_path):
+    run = prepared("run")
+    data = datasets.load(smoke_params, "target_val", tmp_path / "data")
+    asked = []
+
+    class Box:
+        def predict(self, images, names=None):
+            asked.extend(names)
+            return np.zeros(images.shape[:3], np.uint8)
+
+    assert ask_for_labels(run, Box(), data).shape == (8, 64, 128)
+    ask_for_labels(run, Box(), data)
+    assert asked == data.names
