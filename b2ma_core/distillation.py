@@ -113,7 +113,7 @@ def teach(teacher: nn.Module, images: Tensor, kind: str = "probability") -> tupl
 
 
 def cut_patches(images: np.ndarray, labels: np.ndarray, patches: list[HardPatch], grid: int) -> tuple[Tensor, Tensor]:
-    """Cut patches out of the data: ``(N, 3, h, w)`` uint8 and ``(N, h, w)`` uint8, ``h = H // grid``, ``w = W // grid``."""
+    """Cut patches out of the data: ``(N, 3, h, w)`` and ``(N, h, w)`` uint8, ``h = H // grid``, ``w = W // grid``."""
     pictures, maps = [], []
     for image, row, column, _ in patches:
         rows, columns = cell(*labels.shape[1:], row, column, grid)

@@ -93,7 +93,12 @@ def training_curves(histories: Mapping[str, Mapping]) -> Figure:
 
 
 def patch_gallery(
-    images: np.ndarray, patches: Sequence[HardPatch], classes: Sequence[int], space: LabelSpace, grid: int, each: int = 6
+    images: np.ndarray,
+    patches: Sequence[HardPatch],
+    classes: Sequence[int],
+    space: LabelSpace,
+    grid: int,
+    each: int = 6,
 ) -> Figure:
     """For each class a row of patches that hold it, spread evenly over the index."""
     figure, axes = plt.subplots(len(classes), each, squeeze=False, figsize=(7, 0.2 + 0.68 * len(classes)))

@@ -74,7 +74,9 @@ def latex(rows: list[dict], seeds: Sequence[int]) -> str:
 
     body = "\n".join(join(line) for line in lines)
     columns = "l" + "r" * (len(head) - 1)
-    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{join(head)}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    return (
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{join(head)}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    )
 
 
 def plain(rows: list[dict], seeds: Sequence[int]) -> str:

@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import yaml
 
@@ -51,7 +50,9 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
     own = {key: yaml.safe_load(value) for key, value in given.items()}
     unknown = set(own) - declared
     if unknown:
-        raise ValueError(f"-p {', '.join(sorted(unknown))}: {name} has no such parameter; it has {', '.join(sorted(declared))}")
+        raise ValueError(
+            f"-p {', '.join(sorted(unknown))}: {name} has no such parameter; it has {', '.join(sorted(declared))}"
+        )
     for key in set(own) & set(Params.model_fields):
         values[key] = own[key]
     check_params(values, "-p")
@@ -60,7 +61,9 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
         (output.parent / f".{os.getpid()}").touch()
         (output.parent / f".{os.getpid()}").unlink()
     except OSError as error:
-        raise OSError(f"{output.parent}: cannot be written ({error.strerror}); make the run's folder writable") from None
+        raise OSError(
+            f"{output.parent}: cannot be written ({error.strerror}); make the run's folder writable"
+        ) from None
     injected = {k: v for k, v in {**values, "seed": seed, **own}.items() if k in declared}
     print(f"[{study} {seed}] {name}", flush=True)
     show_progress(f"[{study} {seed}]")

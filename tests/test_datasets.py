@@ -59,7 +59,12 @@ def test_all_that_is_wrong_is_listed_and_named(folder_params, street_folder, tmp
     with pytest.raises(ValueError, match="4 of 4 samples cannot be used") as caught:
         datasets.prepare(folder_params, 1, tmp_path / "data")
     message = str(caught.value)
-    for said in ("train/seq_0.png: cannot be read", "seq_1.png: labels are (128, 32)", "label ids", "seq_3.png: no such file"):
+    for said in (
+        "train/seq_0.png: cannot be read",
+        "seq_1.png: labels are (128, 32)",
+        "label ids",
+        "seq_3.png: no such file",
+    ):
         assert said in message
     assert not list((tmp_path / "data" / "folder").glob("target_train*")), "nothing half-made stays"
 

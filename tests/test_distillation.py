@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from b2ma_core.distillation import class_weights, consistency_loss, ema_update, label_loss, make_teacher, mix_batch, teach
+from b2ma_core.distillation import (
+    class_weights,
+    consistency_loss,
+    ema_update,
+    label_loss,
+    make_teacher,
+    mix_batch,
+    teach,
+)
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import check_params
 
@@ -92,7 +100,9 @@ def test_reducing_first_and_mixing_then_is_mixing_the_logits():
     logits = torch.randn(4, 19, 64, 128)
     confidence, labels = logits.softmax(1).max(1)
     images = torch.rand(4, 3, 64, 128)
-    _, mixed_labels, mixed_confidence, cuts = mix_batch(images, labels, confidence, PARAMS, torch.Generator().manual_seed(0))
+    _, mixed_labels, mixed_confidence, cuts = mix_batch(
+        images, labels, confidence, PARAMS, torch.Generator().manual_seed(0)
+    )
     from b2ma_core.spatial_mix import spatial_mix
 
     c, m = spatial_mix(logits, cuts).softmax(1).max(1)

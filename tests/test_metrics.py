@@ -61,7 +61,9 @@ def test_iou_agrees_with_the_official_cityscapes_evaluation(tmp_path, monkeypatc
     assert scores.miou() == pytest.approx(result["averageScoreClasses"], rel=1e-9)
 
 
-@pytest.mark.parametrize("bad, said", [(torch.full((2, 2), 7), "prediction holds"), (torch.zeros(2, 3), "sizes differ")])
+@pytest.mark.parametrize(
+    "bad, said", [(torch.full((2, 2), 7), "prediction holds"), (torch.zeros(2, 3), "sizes differ")]
+)
 def test_bad_maps_are_refused(bad, said):
     with pytest.raises(ValueError, match=said):
         ConfusionMatrix(3).update(bad, torch.zeros(2, 2, dtype=torch.int64))

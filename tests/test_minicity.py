@@ -29,9 +29,7 @@ def digest(*arguments, **options) -> str:
 def pixels_of_classes() -> dict[str, np.ndarray]:
     """Domain -> (256,) pixel counts over 120 scenes."""
     return {
-        domain: sum(
-            np.bincount(minicity.render(i, domain, "train")[1].ravel(), minlength=256) for i in range(120)
-        )
+        domain: sum(np.bincount(minicity.render(i, domain, "train")[1].ravel(), minlength=256) for i in range(120))
         for domain in minicity.DOMAINS
     }
 

@@ -67,7 +67,9 @@ def test_a_second_call_does_nothing(project):
 
 def test_executed_notebooks_pass_nbval(project):
     """The executed copies run again, cell by cell, on the finished run."""
-    executed = [str(project.root / "runs/smoke/0/notebooks" / f"{s}.ipynb") for s in ("04_hard_patches", "06_evaluation")]
+    executed = [
+        str(project.root / "runs/smoke/0/notebooks" / f"{s}.ipynb") for s in ("04_hard_patches", "06_evaluation")
+    ]
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
                "-p", "no:xdist", "--rootdir", str(project.root), *executed]  # fmt: skip
     result = subprocess.run(command, cwd=project.root, env=project.env, capture_output=True, text=True)
