@@ -77,7 +77,8 @@ def main() -> None:
     device = torch.cuda.get_device_name() if fabric.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{platform.machine()}, {device}, torch {torch.__version__}, precision {fabric._precision.precision}")
     print(
-        f"stage-2 step {1e3 * whole:.1f} ms, bare passes {1e3 * least:.1f} ms: overhead {100 * (whole / least - 1):.1f}%"
+        f"stage-2 step {1e3 * whole:.1f} ms, bare passes {1e3 * least:.1f} ms: "
+        f"overhead {100 * (whole / least - 1):.1f}%"
     )
 
 
