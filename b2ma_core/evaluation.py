@@ -39,9 +39,9 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
         with_oracle: score ``oracle/`` too.
 
     Returns:
-        The metrics for the record (``rows``: mIoU, IoU, accuracy, subsets, and the best checkpoint's mIoU;
-        ``gap_closed`` of the last row, None without oracle; ``scored_on``), and the confusion matrices by row. Without labels to score
-        with, rows are empty. A few images with predictions go to ``records/samples.npz``.
+        The metrics for the record and the confusion matrices by row. The metrics are ``rows`` (mIoU, IoU, accuracy,
+        subsets and the best checkpoint's mIoU), ``gap_closed`` of the last row (None without oracle) and ``scored_on``.
+        Without labels to score with, rows are empty. A few images with predictions go to ``records/samples.npz``.
     """
     params, space = run.params, LABEL_SPACES[run.params.label_space]
     fabric, val = make_fabric(params), load(params, "target_val")
