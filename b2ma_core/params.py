@@ -186,13 +186,12 @@ def check_params(values: Mapping[str, Any], where: str) -> Params:
 
 
 def load_params(path: str | Path) -> Params:
-    """Read and check ``params/<study>.yaml``; the study's name is the file's, unless the file says otherwise."""
-    path = Path(path)
-    return check_params({"study": path.stem, **read_yaml(path)}, str(path))
+    """Read and check ``params/<study>.yaml``."""
+    return check_params(read_yaml(Path(path)), str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A flat YAML file as a dictionary; ParamsError names a file that is missing or is not one."""
+    """A study's flat YAML file as a dictionary; ParamsError names one that is missing, broken or misnamed."""
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         near = difflib.get_close_matches(path.stem, known, 1)
@@ -204,6 +203,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ParamsError(f"{path}: must hold lines of the form 'name: value'")
+    if values.setdefault("study", path.stem) != path.stem:
+        raise ParamsError(
+            f"{path}: study is {values['study']!r}, but the file is named {path.stem!r}: make them the same"
+        )
     return values
 
 

@@ -42,7 +42,7 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
     from papermill.exceptions import PapermillExecutionError
 
     path = PROJECT / "params" / f"{study}.yaml"
-    values = {"study": study, **read_yaml(path)}
+    values = read_yaml(path)
     params = check_params(values, str(path.relative_to(PROJECT)))
     run = Run(params, seed)
     source, output = PROJECT / "notebooks" / f"{name}.ipynb", run.path("notebooks", f"{name}.ipynb")

@@ -87,7 +87,7 @@ class Project:
         import yaml
 
         base = read_yaml(self.root / "params" / "smoke.yaml")
-        (self.root / "params" / f"{name}.yaml").write_text(yaml.safe_dump({**base, **values}))
+        (self.root / "params" / f"{name}.yaml").write_text(yaml.safe_dump({**base, "study": name, **values}))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The notebooks as a whole: a smoke study, its executed copies under nbval, kills, the wall, a vendor's folder."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -79,7 +78,7 @@ def test_executed_notebooks_pass_nbval(project):
 def test_the_same_seed_gives_the_same_records_and_weights_after_kills(project):
     """A second run, killed with SIGKILL again and again, ends as the first."""
     first, work = project.root / "runs" / "smoke" / "0", project.root / "runs" / "killed" / "0"
-    shutil.copy(project.root / "params" / "smoke.yaml", project.root / "params" / "killed.yaml")
+    project.write_study("killed")
     kills = 0
     for _ in range(40):
         process = project.start(*project.snakemake("killed"), start_new_session=True)
@@ -113,7 +112,7 @@ def test_another_seed_gives_another_run(project):
 def test_behind_the_wall_nothing_of_the_source_or_the_targets_labels_is_needed(project):
     """03 to 07 with source/ and the target's training labels deleted: the same student, bit for bit, and no oracle."""
     root, first = project.root, project.root / "runs" / "smoke" / "0"
-    shutil.copy(root / "params" / "smoke.yaml", root / "params" / "wall.yaml")
+    project.write_study("wall")
     shutil.copytree(root / "data" / "smoke", root / "data" / "wall")
     work = root / "runs" / "wall" / "0"
     for name in ("labels", "records"):
@@ -175,7 +174,7 @@ def test_wrong_parameters_stop_before_anything_is_made(project):
 
 def test_changed_parameters_of_a_run_are_named(project):
     path = project.root / "params" / "changed.yaml"
-    shutil.copy(project.root / "params" / "smoke.yaml", path)
+    project.write_study("changed")
     assert project.notebook("00_data", "changed")[0] == 0
     path.write_text(path.read_text().replace("rounds: 2", "rounds: 1"))
     one_message(*project.notebook("00_data", "changed"), "made with other parameters", "rounds: 2 -> 1")
@@ -199,12 +198,12 @@ def test_a_truncated_picture_is_one_message(project):
 def test_a_run_folder_that_cannot_be_made_is_one_message(project):
     (project.root / "runs").mkdir(exist_ok=True)
     (project.root / "runs" / "taken").write_text("a file in the way")
-    shutil.copy(project.root / "params" / "smoke.yaml", project.root / "params" / "taken.yaml")
+    project.write_study("taken")
     one_message(*project.notebook("00_data", "taken"), "runs/taken/0/notebooks: cannot be written")
 
 
 def test_a_stop_leaves_no_kernel_and_a_message(project):
-    shutil.copy(project.root / "params" / "smoke.yaml", project.root / "params" / "stopped.yaml")
+    project.write_study("stopped")
     path = project.root / "params" / "stopped.yaml"
     path.write_text(path.read_text().replace("source_steps: 40", "source_steps: 4000"))
     assert project.notebook("00_data", "stopped")[0] == 0
@@ -216,7 +215,6 @@ def test_a_stop_leaves_no_kernel_and_a_message(project):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1, output
     time.sleep(3)
-    kernels = subprocess.run(["pgrep", "-f", f"ipykernel_launcher.*{os.getpid()}x"], capture_output=True, text=True)
     stamp = progress.stat().st_mtime_ns
     time.sleep(2)
-    assert progress.stat().st_mtime_ns == stamp, f"a kernel still trains {kernels.stdout}"
+    assert progress.stat().st_mtime_ns == stamp, "a kernel still trains"

@@ -40,7 +40,7 @@ def test_all_that_is_wrong_is_said_at_once(smoke_params):
 
 
 def test_yaml_1_1_numbers_are_read_as_meant(tmp_path, smoke_params):
-    path = tmp_path / "x.yaml"
+    path = tmp_path / "smoke.yaml"
     path.write_text((PROJECT / "params" / "smoke.yaml").read_text() + "stage1_learning_rate: 1e-4\n")
     assert load_params(path).stage1_learning_rate == 1e-4
 
@@ -51,6 +51,9 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         read_yaml(tmp_path / "minicty.yaml")
     with pytest.raises(ParamsError, match="minicity.yaml: not readable as YAML"):
         read_yaml(tmp_path / "minicity.yaml")
+    (tmp_path / "copy.yaml").write_text("study: minicity\n")
+    with pytest.raises(ParamsError, match="study is 'minicity', the file is named 'copy'"):
+        read_yaml(tmp_path / "copy.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ParamsError, match="name: value"):
         read_yaml(tmp_path / "list.yaml")
