@@ -178,7 +178,7 @@ def class_iou_bars(rows: Mapping[str, np.ndarray], space: LabelSpace) -> Figure:
                  color=PALETTE[i % 10], error_kw={"linewidth": 0.6})  # fmt: skip
     axis.set(ylabel="IoU (%)", ylim=(0, 100))
     axis.set_xticks(np.arange(space.num_classes) + 0.42, space.names, rotation=45, ha="right")
-    axis.legend(ncols=3, fontsize=7)
+    axis.legend(ncols=5, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 

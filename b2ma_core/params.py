@@ -204,9 +204,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ParamsError(f"{path}: must hold lines of the form 'name: value'")
     if values.setdefault("study", path.stem) != path.stem:
-        raise ParamsError(
-            f"{path}: study is {values['study']!r}, but the file is named {path.stem!r}: make them the same"
-        )
+        raise ParamsError(f"{path}: study is {values['study']!r}, the file is named {path.stem!r}: make them the same")
     return values
 
 

@@ -198,7 +198,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
 
 
 def _launched(params: Params) -> Fabric:
-    fabric = make_fabric(params)
+    fabric = make_fabric(params, params.devices)
     fabric.launch()
     return fabric
 

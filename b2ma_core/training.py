@@ -26,15 +26,16 @@ from b2ma_core.params import Params
 from b2ma_core.records import only_one, write_bytes, write_json
 
 
-def make_fabric(params: Params) -> Fabric:
-    """Device, precision and processes as the parameters say; "auto" takes bf16 where there are units for it."""
+def make_fabric(params: Params, devices: int = 1) -> Fabric:
+    """Device and precision as the parameters say, for one process or several; precision "auto" takes bf16 where there
+    are units for it."""
     precision = params.precision
     if precision == "auto":
         cuda = params.accelerator in ("auto", "cuda") and torch.cuda.is_available()
         fast = torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16() and params.accelerator != "mps"
         precision = "bf16-mixed" if fast else "32-true"
-    strategy = "auto" if params.devices == 1 else "ddp"
-    return Fabric(accelerator=params.accelerator, devices=params.devices, strategy=strategy, precision=precision)
+    strategy = "auto" if devices == 1 else "ddp"
+    return Fabric(accelerator=params.accelerator, devices=devices, strategy=strategy, precision=precision)
 
 
 def _cpu_has_bf16() -> bool:
