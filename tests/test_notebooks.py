@@ -66,9 +66,7 @@ def test_a_second_call_does_nothing(project):
 
 def test_executed_notebooks_pass_nbval(project):
     """The executed copies run again, cell by cell, on the finished run."""
-    executed = [
-        str(project.root / "runs/smoke/0/notebooks" / f"{s}.ipynb") for s in ("04_hard_patches", "06_evaluation")
-    ]
+    executed = [str(project.root / "runs/smoke/0/notebooks" / f"{stage}.ipynb") for stage in STAGES]
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
                "-p", "no:xdist", "--rootdir", str(project.root), *executed]  # fmt: skip
     result = subprocess.run(command, cwd=project.root, env=project.env, capture_output=True, text=True)
@@ -107,6 +105,17 @@ def test_another_seed_gives_another_run(project):
         assert code == 0, output
     losses = [metrics(project, "smoke", seed, STAGES[1])["history"]["loss"] for seed in (0, 1)]
     assert losses[0] != losses[1] and np.isfinite(losses).all()
+
+
+def test_two_processes_train_one_network(project):
+    """``devices: 2`` on the CPU: a notebook starts its training in two gloo processes, which share each batch."""
+    project.write_study("two", devices=2, accelerator="cpu")
+    for stage in STAGES[:2]:
+        code, output = project.notebook(stage, "two")
+        assert code == 0, output
+    assert "MEMBER: 2/2" in output
+    history = metrics(project, "two", 0, STAGES[1])["history"]
+    assert len(history["loss"]) == 40 and np.mean(history["loss"][-5:]) < np.mean(history["loss"][:5])
 
 
 def test_behind_the_wall_nothing_of_the_source_or_the_targets_labels_is_needed(project):
