@@ -239,6 +239,6 @@ def _resume(path: Path, modules, optimizer) -> tuple[int, dict, dict | None]:
         return state["step"], json.loads(state["history"]), state["best"]
     except Exception as error:  # torch, zip and key errors alike mean that the file is of no use
         raise ValueError(
-            f"{path}: this checkpoint is truncated or of another network ({str(error).splitlines()[0][:200]}). "
+            f"{path}: this checkpoint is truncated or of another network ({repr(error)[:200]}). "
             "Remove the file to begin this stage anew; finished stages stay"
         ) from error
