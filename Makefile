@@ -1,6 +1,7 @@
 # make study    sets up .venv and runs a study            make test    sets up .venv and passes the tests
 # make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
 # make clean    removes the runs and data of STUDY        Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
+#                                                         LAB="--no-browser --port 8889" for a machine far away
 STUDY ?= minicity
 SEEDS ?= 0
 JOBS ?= 1
@@ -28,7 +29,8 @@ test: .venv/ready
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist loadscope
 
 lab: .venv/ready
-	$(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_data.ipynb
+	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
+	  --LabApp.default_url=/lab/tree/notebooks/00_data.ipynb $(LAB)
 
 figures: .venv/ready
 	@$(PY) notebooks/run.py 07_figures --study $(STUDY) --seed $(firstword $(SEEDS)) \

@@ -37,17 +37,27 @@ class LocalModel:
     def __init__(self, model: nn.Module, flip: bool = True, device: torch.device | str = "cpu"):
         self.model, self.flip, self.device = model.to(device).eval(), flip, device
 
-    def predict(self, images: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
-        return self.predict_with_confidence(images)[0]
+    def predict(
+        self, images: np.ndarray, names: Sequence[str] | None = None, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        return self.predict_with_confidence(images, size)[0]
 
     @torch.no_grad()
-    def predict_with_confidence(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels, and ``(N, H, W)`` float32 softmax probabilities of them: the owner's to give or to keep."""
+    def predict_with_confidence(
+        self, images: np.ndarray, size: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, and ``(N, H, W)`` float32 softmax probabilities of them: the owner's to give or to keep.
+
+        Logits are brought to ``size`` (height, width) before arg max, if one is given.
+        """
         batch = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
         logits = self.model(batch)
         if self.flip:
             logits = (logits + self.model(batch.flip(-1)).flip(-1)) / 2
-        confidence, labels = logits.float().softmax(1).max(1)
+        logits = logits.float()
+        if size is not None:
+            logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+        confidence, labels = logits.softmax(1).max(1)
         return labels.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy()
 
 
@@ -90,7 +100,9 @@ class LabelFolder:
         return np.stack(answers)
 
 
-def ask(box: BlackBox, images: np.ndarray, names: Sequence[str], space: LabelSpace) -> np.ndarray:
+def ask(
+    box: BlackBox, images: np.ndarray, names: Sequence[str], space: LabelSpace, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Ask a box and check its answer: the one way through the wall.
 
     Args:
@@ -98,21 +110,23 @@ def ask(box: BlackBox, images: np.ndarray, names: Sequence[str], space: LabelSpa
         images: ``(N, H, W, 3)`` uint8 RGB.
         names: one per image.
         space: the label space that was agreed.
+        size: (height, width) of the labels wanted, from a :class:`LocalModel`; None: the images'.
 
     Returns:
-        ``(N, H, W)`` uint8 train ids.
+        ``(N, H, W)`` uint8 train ids, or of the size wanted.
 
     Raises:
         ValueError: if the answer has another shape or type, or holds ids outside the label space; it names the box
             and the image.
     """
-    answer = box.predict(images, names)
+    answer = box.predict(images, names) if size is None else box.predict(images, names, size)
+    expected = (len(images), *(size or images.shape[1:3]))
     who = f"the box {type(box).__name__}"
     if isinstance(answer, Tensor) or not isinstance(answer, np.ndarray) or answer.dtype != np.uint8:
         kind = getattr(answer, "dtype", type(answer).__name__)
         raise ValueError(f"{who} answered {kind}, needed is a numpy array of uint8 train ids (labels, nothing else)")
-    if answer.shape != images.shape[:3]:
-        raise ValueError(f"{who} answered shape {answer.shape}, needed is {images.shape[:3]}: one label a pixel")
+    if answer.shape != expected:
+        raise ValueError(f"{who} answered shape {answer.shape}, needed is {expected}: one label a pixel")
     for name, labels in zip(names, answer, strict=True):
         space.check(labels, f"{who}, image {name!r}")
     return answer

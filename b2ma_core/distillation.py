@@ -49,7 +49,13 @@ def label_loss(logits: Tensor, train_ids: Tensor, weights: Tensor | None = None,
 
 
 def consistency_loss(
-    logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float, per: str = "image"
+    logits: Tensor,
+    pseudo_labels: Tensor,
+    confidence: Tensor,
+    threshold: float,
+    per: str = "image",
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy against the teacher's labels, weighted by how sure it was.
 
@@ -60,6 +66,8 @@ def consistency_loss(
         threshold: confidence that counts as sure (published 0.968).
         per: "image": every pixel of an image weighs the image's share of sure pixels (published);
             "pixel": sure pixels weigh 1, others 0.
+        weights: ``(C,)`` class weights (published: none).
+        smoothing: label smoothing, 0 .. 1 (published 0).
 
     Returns:
         Scalar: mean over all pixels of weight x cross-entropy.
@@ -68,8 +76,8 @@ def consistency_loss(
     """
     sure = (confidence >= threshold).float()
     weight = sure.mean((1, 2), keepdim=True) if per == "image" else sure
-    loss = pixel_cross_entropy(logits, pseudo_labels, reduction="none").view_as(confidence)
-    return (weight * loss).mean()
+    loss = pixel_cross_entropy(logits, pseudo_labels, weight=weights, label_smoothing=smoothing, reduction="none")
+    return (weight * loss.view_as(confidence)).mean()
 
 
 @torch.no_grad()
@@ -159,6 +167,7 @@ def self_distillation_loss(
     hard: tuple[Tensor, Tensor] | None,
     params: Params,
     generator: torch.Generator,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """One step of stage 2: the student answers mixed images as the teacher answers clean ones, plus hard patches.
 
@@ -169,6 +178,7 @@ def self_distillation_loss(
         hard: ``(M, 3, h, w)`` float patches and ``(M, h, w)`` int64 pseudo labels of the box; None without patches.
         params: the study's.
         generator: source of all randomness, on the CPU.
+        weights: ``(C,)`` class weights of the consistency loss.
 
     Returns:
         Scalar loss.
@@ -176,8 +186,9 @@ def self_distillation_loss(
     pseudo_labels, confidence = teach(teacher, images, params.confidence)
     seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, params, generator)
     loss = consistency_loss(
-        student(seen), pseudo_labels, confidence, params.confidence_threshold, params.consistency_weight
-    )
+        student(seen), pseudo_labels, confidence, params.confidence_threshold, params.consistency_weight, weights,
+        params.stage2_label_smoothing,
+    )  # fmt: skip
     if hard is not None:
         loss = loss + params.hard_patch_weight * label_loss(student(hard[0]), hard[1])
     return loss

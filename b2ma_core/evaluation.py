@@ -10,13 +10,14 @@ from PIL import Image
 from b2ma_core.datasets import Data, load
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.metrics import ConfusionMatrix
-from b2ma_core.pseudo_labels import read_labels
+from b2ma_core.pseudo_labels import queries, read_labels
 from b2ma_core.records import Run, write_bytes, write_png
 from b2ma_core.stages import trained_model
 from b2ma_core.tables import gap_closed
 from b2ma_core.training import make_fabric, predict, score
 
 SAMPLES = 4
+BOX_ROWS = ("source-only", "votes")  # what the box answers, to the image as it is and to all views; nothing is trained
 
 
 def row_names(run: Run) -> list[str]:
@@ -32,7 +33,7 @@ def weights_of(row: str) -> tuple[str, ...]:
 
 
 def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, ConfusionMatrix]]:
-    """Score the box's labels, stage 1, every round and the oracle on the target's validation part.
+    """Score the box's labels, its votes, stage 1, every round and the oracle on the target's validation part.
 
     Args:
         run: a run whose trainings are done.
@@ -52,6 +53,8 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
     if labelled:
         if params.box == "model":
             scores["source-only"] = _score_labels(read_labels(run, val), val, space.num_classes)
+            if queries(params) > 1:
+                scores["votes"] = _score_labels(read_labels(run, val, votes=True), val, space.num_classes)
         for name in names:
             model = fabric.to_device(trained_model(run, "target", *weights_of(name), "student.safetensors"))
             scores[name] = score(model, fabric, val, space.num_classes)
@@ -102,7 +105,7 @@ def _score_labels(labels: np.ndarray, val: Data, num_classes: int) -> ConfusionM
 
 
 def _best(run: Run, row: str) -> float | None:
-    history = run.path(*weights_of(row), "history.json") if row != "source-only" else Path("none")
+    history = run.path(*weights_of(row), "history.json") if row not in BOX_ROWS else Path("none")
     best = json.loads(history.read_text())["best"] if history.is_file() else None
     return best and best[1]
 

@@ -74,6 +74,19 @@ def class_frequency_bars(frequencies: Mapping[str, np.ndarray], space: LabelSpac
     return figure
 
 
+def reliability_bars(reliability: Mapping[float, Mapping[str, float]]) -> Figure:
+    """How often pseudo labels are right, and how many there are, by share of votes."""
+    figure, axis = plt.subplots(figsize=(3.3, 2.0))
+    places = np.arange(len(reliability))
+    for i, (key, label) in enumerate((("right", "of them right"), ("pixels", "of all pixels"))):
+        values = [100 * entry[key] for entry in reliability.values()]
+        axis.bar(places + 0.4 * i, values, 0.4, label=label, color=PALETTE[i])
+    axis.set_xticks(places + 0.2, [f"{100 * share:.0f}" for share in reliability])
+    axis.set(xlabel="share of votes (%)", ylabel="%", ylim=(0, 100))
+    axis.legend(fontsize=7, loc="upper left")
+    return figure
+
+
 def training_curves(histories: Mapping[str, Mapping]) -> Figure:
     """Loss and mIoU over steps, one line per name; the loss is a running mean of 25 steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained")

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from b2ma_core.labels import LABEL_SPACES
+from b2ma_core.queries import VIEWS
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -62,6 +63,7 @@ class Params(BaseModel):
     box: Literal["model", "folder"] = "model"  # folder: label PNGs that a vendor delivered
     box_root: str | None = None
     box_flip: bool = True  # average the logits of the image and its mirror image
+    box_queries: Annotated[int, Field(ge=1, le=len(VIEWS))] = len(VIEWS)  # views of an image that a model is asked for
     box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
     source_network: str = "deeplab_small"
     source_start: str = "scratch"  # scratch | imagenet | a weights file
@@ -89,6 +91,8 @@ class Params(BaseModel):
     rounds: Annotated[int, Field(ge=0)] = 2
     stage2_steps: Count = 400
     stage2_learning_rate: Positive = 2.0e-4
+    stage2_class_weights: Literal["none", "sqrt"] = "sqrt"  # as in stage 1; none: published
+    stage2_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # published 0
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     mix_jitter: Share = 0.25
     mix_jitter_probability: Share = 0.8

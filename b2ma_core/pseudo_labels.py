@@ -9,57 +9,79 @@ from tqdm import tqdm
 from b2ma_core.black_box import BlackBox, LocalModel, ask
 from b2ma_core.datasets import Data
 from b2ma_core.labels import LABEL_SPACES
+from b2ma_core.params import Params
+from b2ma_core.queries import plurality, views
 from b2ma_core.records import Run, write_png
+
+
+def queries(params: Params) -> int:
+    """How often the box is asked for each image; a folder of labels has one answer to give."""
+    return params.box_queries if params.box == "model" else 1
 
 
 def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.ndarray:
     """Send a part's images through the wall and keep the answers; answers that are there already are not asked again.
 
     Args:
-        run: the run; ``labels/<part>/<name>.png`` get the train ids, ``labels/<part>_color/`` pictures for people,
-            ``labels/<part>_confidence/`` the confidences (0 .. 255), where the owner publishes them.
+        run: the run. ``labels/<part>/<name>.png`` get the answers to the images as they are and
+            ``labels/<part>_color/`` pictures of them; with several queries ``labels/<part>_votes/`` get what most
+            answers say and ``labels/<part>_confidence/`` the share that say so (0 .. 255). Where the owner publishes
+            confidences, those stand there.
         box: the box.
         data: the part.
         batch: images per question.
 
     Returns:
-        ``(N, H, W)`` uint8 train ids.
+        ``(N, H, W)`` uint8 train ids: the answers to the images as they are.
 
     Raises:
         ValueError: if the box's answer is no map of train ids, see :func:`black_box.ask`.
     """
-    space = LABEL_SPACES[run.params.label_space]
-    folder = run.path("labels", data.name)
-    todo = [i for i, name in enumerate(data.names) if not (folder / f"{name}.png").is_file()]
+    space, count = LABEL_SPACES[run.params.label_space], queries(run.params)
+    size = None  # scored images have labels of their own size; the owner's model is scored as the students are
+    if isinstance(box, LocalModel) and data.labels is not None and data.labels.shape != data.images.shape[:3]:
+        size = data.labels.shape[1:]
+    todo = [i for i, name in enumerate(data.names) if not run.path("labels", data.name, f"{name}.png").is_file()]
     for start in tqdm(range(0, len(todo), batch), desc=f"ask for {data.name}", unit="batch", mininterval=5):
         indices = todo[start : start + batch]
         images, names = np.array(data.images[indices]), [data.names[i] for i in indices]
-        answers = ask(box, images, names, space)
+        answers = np.stack([ask(box, view, names, space, size) for view in views(images, count)])
+        kept = {"_color": [space.colorize(labels) for labels in answers[0]]}
+        if count > 1:
+            kept["_votes"], shares = plurality(answers, space.num_classes)
+            kept["_confidence"] = (shares * 255).round().astype(np.uint8)
         if run.params.box_confidence and isinstance(box, LocalModel):
-            confidences = (box.predict_with_confidence(images)[1] * 255).round().astype(np.uint8)
-            for name, confidence in zip(names, confidences, strict=True):
-                write_png(run.path("labels", f"{data.name}_confidence", f"{name}.png"), confidence)
-        for name, labels in zip(names, answers, strict=True):
-            write_png(run.path("labels", f"{data.name}_color", f"{name}.png"), space.colorize(labels))
-            write_png(folder / f"{name}.png", labels)
+            kept["_confidence"] = (box.predict_with_confidence(images, size)[1] * 255).round().astype(np.uint8)
+        for suffix, maps in {**kept, "": answers[0]}.items():  # the plain answers last: they say that all is there
+            for name, values in zip(names, maps, strict=True):
+                write_png(run.path("labels", data.name + suffix, f"{name}.png"), values)
     return read_labels(run, data)
 
 
-def read_labels(run: Run, data: Data) -> np.ndarray:
-    """``(N, H, W)`` uint8 pseudo labels of a part; errors name the notebook that comes first, or the broken file."""
+def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray:
+    """``(N, H, W)`` uint8 train ids that the box gave to a part: its plain answers, or what most answers say.
+
+    Errors name the notebook that comes first, or the broken file.
+    """
     space = LABEL_SPACES[run.params.label_space]
 
     def check(labels: np.ndarray, path: str) -> np.ndarray:
-        if labels.shape != data.images.shape[1:3]:
+        sizes = [part.shape[1:3] for part in (data.images, data.labels) if part is not None]
+        if labels.shape not in sizes:
             raise ValueError(f"{path}: labels are {labels.shape}, the images {data.images.shape[1:3]} (H x W)")
         space.check(labels, path)
         return labels
 
-    return _read(run, data, data.name, check)
+    return _read(run, data, f"{data.name}_votes" if votes else data.name, check)
+
+
+def read_pseudo_labels(run: Run, data: Data) -> np.ndarray:
+    """``(N, H, W)`` uint8: what the student learns from, the votes where the box was asked several times."""
+    return read_labels(run, data, votes=queries(run.params) > 1)
 
 
 def read_confidences(run: Run, data: Data) -> np.ndarray | None:
-    """``(N, H, W)`` float32 confidences, 0 .. 1; None where the box gave labels alone."""
+    """``(N, H, W)`` float32 confidences, 0 .. 1: the votes' shares or the owner's; None after a single query."""
     if not run.path("labels", f"{data.name}_confidence").is_dir():
         return None
     return _read(run, data, f"{data.name}_confidence", lambda values, path: values).astype(np.float32) / 255

@@ -29,7 +29,7 @@ from b2ma_core.hard_patches import draw_patches, holders, read_patches
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.models import build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, check_params
-from b2ma_core.pseudo_labels import read_labels
+from b2ma_core.pseudo_labels import read_pseudo_labels
 from b2ma_core.records import PROJECT, Run
 from b2ma_core.training import Batches, fit, generator_for, learning_rate, make_fabric, score, to_device
 
@@ -102,14 +102,12 @@ def train_source(run: Run) -> dict:
 def train_stage1(run: Run) -> dict:
     """Cross-domain distillation: the box's labels teach the target network -> ``stage1/student.safetensors``."""
     params, data = run.params, load(run.params, "target_train")
-    pseudo_labels = read_labels(run, data)
+    pseudo_labels = read_pseudo_labels(run, data)
     if params.init == "source":
         model = trained_model(run, "source", "source", "source.safetensors").train()
     else:
         model = new_model(run, "target", params.init)
-    weights = None
-    if params.stage1_class_weights == "sqrt":
-        weights = class_weights(class_frequencies(pseudo_labels, num_classes(params)))
+    weights = _class_weights(params.stage1_class_weights, pseudo_labels, params)
     return _train_on_labels(
         run, "stage1", model, data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
         params.target_jitter, load(params, "target_val"), weights, params.stage1_label_smoothing,
@@ -132,12 +130,14 @@ def train_stage2(run: Run, number: int) -> dict:
     data = load(params, "target_train")
     before = ("stage1",) if number == 1 else ("stage2", f"round-{number - 1}")
     model = trained_model(run, "target", *before, "student.safetensors").train()
-    labels = read_labels(run, data)
+    labels = read_pseudo_labels(run, data)
     by_class = holders(read_patches(run))
+    weights = _class_weights(params.stage2_class_weights, labels, params)
 
     fabric = _launched(params)
     student, optimizer = _set_up(fabric, model, params)
     teacher = make_teacher(model)
+    weights = None if weights is None else weights.to(fabric.device)
 
     def answer(images: Tensor) -> Tensor:
         with fabric.autocast():
@@ -161,7 +161,7 @@ def train_stage2(run: Run, number: int) -> dict:
             freeze_batch_norm(student)
         teacher.train(params.teacher_mode == "train")
         generator = generator_for(run.seed, f"{stage} mix", step * fabric.world_size + fabric.global_rank)
-        return self_distillation_loss(student, answer, images, hard_patches(step), params, generator)
+        return self_distillation_loss(student, answer, images, hard_patches(step), params, generator, weights)
 
     def after_step(step: int):
         ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average")
@@ -195,6 +195,12 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
         steps=steps, rate=lambda step: learning_rate(step, steps, peak, params.warmup_steps),
         evaluate=_scorer(run, model, fabric, evaluate_on),
     )  # fmt: skip
+
+
+def _class_weights(kind: str, pseudo_labels, params: Params) -> Tensor | None:
+    if kind == "none":
+        return None
+    return class_weights(class_frequencies(pseudo_labels, num_classes(params)))
 
 
 def _launched(params: Params) -> Fabric:

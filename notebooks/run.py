@@ -72,6 +72,7 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
         papermill.execute_notebook(
             str(source), str(output), injected, kernel_name="python3", cwd=str(PROJECT), progress_bar=False,
             log_output=True, coalesce_streams=True, autosave_cell_every=10,
+            extra_arguments=["--IPKernelApp.log_level=40"],  # its warning of plain TCP, which never leaves this machine
         )  # fmt: skip
     except PapermillExecutionError as error:
         return fail(name, f"{error.evalue}\n  (with the code around it: {output})")
