@@ -89,6 +89,22 @@ def jitter_and_blur(
     return images
 
 
+def sensor_noise(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise, of each image with its own standard deviation ~ U(0, ``most``).
+
+    Args:
+        images: ``(N, 3, H, W)`` float RGB in [0, 1].
+        most: largest standard deviation, in the same unit.
+        generator: source of all randomness, on the CPU.
+
+    Returns:
+        New images, same shape and range.
+    """
+    deviation = most * torch.rand(len(images), 1, 1, 1, generator=generator)
+    noise = torch.randn(images.shape, generator=generator) * deviation
+    return (images + noise.to(images)).clamp_(0, 1)
+
+
 def random_view(
     image: Tensor, labels: Tensor, size: tuple[int, int], scale: tuple[float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

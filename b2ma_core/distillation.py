@@ -54,8 +54,6 @@ def consistency_loss(
     confidence: Tensor,
     threshold: float,
     per: str = "image",
-    weights: Tensor | None = None,
-    smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy against the teacher's labels, weighted by how sure it was.
 
@@ -66,8 +64,6 @@ def consistency_loss(
         threshold: confidence that counts as sure (published 0.968).
         per: "image": every pixel of an image weighs the image's share of sure pixels (published);
             "pixel": sure pixels weigh 1, others 0.
-        weights: ``(C,)`` class weights (published: none).
-        smoothing: label smoothing, 0 .. 1 (published 0).
 
     Returns:
         Scalar: mean over all pixels of weight x cross-entropy.
@@ -76,8 +72,8 @@ def consistency_loss(
     """
     sure = (confidence >= threshold).float()
     weight = sure.mean((1, 2), keepdim=True) if per == "image" else sure
-    loss = pixel_cross_entropy(logits, pseudo_labels, weight=weights, label_smoothing=smoothing, reduction="none")
-    return (weight * loss.view_as(confidence)).mean()
+    loss = pixel_cross_entropy(logits, pseudo_labels, reduction="none").view_as(confidence)
+    return (weight * loss).mean()
 
 
 @torch.no_grad()
@@ -112,19 +108,36 @@ def make_teacher(student: nn.Module) -> nn.Module:
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
+def scaled_log_prior(frequencies: np.ndarray, exponent: float) -> Tensor:
+    """``(C,)`` float32 ``exponent * log(frequency + 1e-4)``: what :func:`teach` takes off the teacher's logits.
+
+    Args:
+        frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1.
+        exponent: 0 changes nothing, 1 takes all of the prior away.
+
+    Source: Menon et al., Long-tail learning via logit adjustment (ICLR 2021).
+    """
+    return exponent * torch.from_numpy(np.log(frequencies + 1e-4)).float()
+
+
 @torch.no_grad()
-def teach(teacher: nn.Module, images: Tensor, kind: str = "probability") -> tuple[Tensor, Tensor]:
+def teach(
+    teacher: nn.Module, images: Tensor, kind: str = "probability", log_prior: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The teacher's labels and confidences on clean images.
 
     Args:
         teacher: the network.
         images: ``(N, 3, H, W)`` float in [0, 1].
         kind: confidence as softmax "probability", or as the raw "logit" (the published fault).
+        log_prior: ``(C,)`` to take off the logits, so that a thin or rare class that the teacher thinks likely is not
+            outvoted by a common one only because that is common; None: as published.
 
     Returns:
         ``(N, H, W)`` int64 labels and ``(N, H, W)`` float32 confidences.
     """
-    logits = teacher(images).permute(0, 2, 3, 1).float()  # rows of classes, see pixel_cross_entropy
+    logits = teacher(images).permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
+    logits = logits.float() if log_prior is None else logits - log_prior  # float32 either way
     confidence, pseudo_labels = (logits.softmax(-1) if kind == "probability" else logits).max(-1)
     return pseudo_labels, confidence
 
@@ -167,7 +180,7 @@ def self_distillation_loss(
     hard: tuple[Tensor, Tensor] | None,
     params: Params,
     generator: torch.Generator,
-    weights: Tensor | None = None,
+    log_prior: Tensor | None = None,
 ) -> Tensor:
     """One step of stage 2: the student answers mixed images as the teacher answers clean ones, plus hard patches.
 
@@ -178,17 +191,16 @@ def self_distillation_loss(
         hard: ``(M, 3, h, w)`` float patches and ``(M, h, w)`` int64 pseudo labels of the box; None without patches.
         params: the study's.
         generator: source of all randomness, on the CPU.
-        weights: ``(C,)`` class weights of the consistency loss.
+        log_prior: ``(C,)`` for the teacher, see :func:`teach`.
 
     Returns:
         Scalar loss.
     """
-    pseudo_labels, confidence = teach(teacher, images, params.confidence)
+    pseudo_labels, confidence = teach(teacher, images, params.confidence, log_prior)
     seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, params, generator)
     loss = consistency_loss(
-        student(seen), pseudo_labels, confidence, params.confidence_threshold, params.consistency_weight, weights,
-        params.stage2_label_smoothing,
-    )  # fmt: skip
+        student(seen), pseudo_labels, confidence, params.confidence_threshold, params.consistency_weight
+    )
     if hard is not None:
         loss = loss + params.hard_patch_weight * label_loss(student(hard[0]), hard[1])
     return loss

@@ -77,12 +77,13 @@ class Params(BaseModel):
     weight_decay: NotNegative = 1.0e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     crop: Size | None = None  # None: the image's size
-    random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.25]
     source_jitter: Share = 0.25  # colour jitter and blur of the source model's training
     target_jitter: Share = 0.25  # the same of stage 1 and the oracle
+    target_noise: Share = 0.05  # largest standard deviation of pixel noise in stage 1 and the oracle (published 0)
 
     # --- stage 1: cross-domain distillation
-    stage1_steps: Count = 800
+    stage1_steps: Count = 1200
     stage1_learning_rate: Positive = 2.0e-3
     stage1_class_weights: Literal["none", "sqrt"] = "sqrt"  # sqrt: 1 / sqrt(frequency in the pseudo labels)
     stage1_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -91,14 +92,13 @@ class Params(BaseModel):
     rounds: Annotated[int, Field(ge=0)] = 2
     stage2_steps: Count = 400
     stage2_learning_rate: Positive = 2.0e-4
-    stage2_class_weights: Literal["none", "sqrt"] = "sqrt"  # as in stage 1; none: published
-    stage2_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # published 0
+    prior_correction: Share = 0.2  # share of the pseudo labels' log prior taken off the teacher's logits (published 0)
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     mix_jitter: Share = 0.25
     mix_jitter_probability: Share = 0.8
     mix_blur_probability: Share = 0.5
     ema_alpha: Share = 0.99
-    confidence_threshold: float = 0.968
+    confidence_threshold: float = 0.7  # published 0.968, which a network trained with label smoothing hardly reaches
     confidence: Literal["probability", "logit"] = "probability"  # logit: the published fault
     consistency_weight: Literal["image", "pixel"] = "image"  # one weight an image (published), or one a pixel
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the published fault

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from b2ma_core.augmentations import jitter_and_blur
+from b2ma_core.augmentations import jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
 from b2ma_core.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
@@ -23,6 +24,7 @@ from b2ma_core.distillation import (
     ema_update,
     label_loss,
     make_teacher,
+    scaled_log_prior,
     self_distillation_loss,
 )
 from b2ma_core.hard_patches import draw_patches, holders, read_patches
@@ -107,10 +109,12 @@ def train_stage1(run: Run) -> dict:
         model = trained_model(run, "source", "source", "source.safetensors").train()
     else:
         model = new_model(run, "target", params.init)
-    weights = _class_weights(params.stage1_class_weights, pseudo_labels, params)
+    weights = None
+    if params.stage1_class_weights == "sqrt":
+        weights = class_weights(class_frequencies(pseudo_labels, num_classes(params)))
     return _train_on_labels(
         run, "stage1", model, data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
-        params.target_jitter, load(params, "target_val"), weights, params.stage1_label_smoothing,
+        params.target_jitter, load(params, "target_val"), params.target_noise, weights, params.stage1_label_smoothing,
     )  # fmt: skip
 
 
@@ -120,8 +124,13 @@ def train_oracle(run: Run) -> dict:
     start = "scratch" if params.init == "source" else params.init
     return _train_on_labels(
         run, "oracle", new_model(run, "target", start), data.images, data.labels, params.oracle_steps,
-        params.stage1_learning_rate, params.target_jitter, load(params, "target_val"),
+        params.stage1_learning_rate, params.target_jitter, load(params, "target_val"), params.target_noise,
     )  # fmt: skip
+
+
+def teachers_log_prior(params: Params, pseudo_labels: np.ndarray) -> Tensor:
+    """``(C,)`` what stage 2 takes off the teacher's logits: ``prior_correction`` of the pseudo labels' log prior."""
+    return scaled_log_prior(class_frequencies(pseudo_labels, num_classes(params)), params.prior_correction)
 
 
 def train_stage2(run: Run, number: int) -> dict:
@@ -132,12 +141,11 @@ def train_stage2(run: Run, number: int) -> dict:
     model = trained_model(run, "target", *before, "student.safetensors").train()
     labels = read_pseudo_labels(run, data)
     by_class = holders(read_patches(run))
-    weights = _class_weights(params.stage2_class_weights, labels, params)
 
     fabric = _launched(params)
     student, optimizer = _set_up(fabric, model, params)
     teacher = make_teacher(model)
-    weights = None if weights is None else weights.to(fabric.device)
+    log_prior = teachers_log_prior(params, labels).to(fabric.device)
 
     def answer(images: Tensor) -> Tensor:
         with fabric.autocast():
@@ -161,7 +169,7 @@ def train_stage2(run: Run, number: int) -> dict:
             freeze_batch_norm(student)
         teacher.train(params.teacher_mode == "train")
         generator = generator_for(run.seed, f"{stage} mix", step * fabric.world_size + fabric.global_rank)
-        return self_distillation_loss(student, answer, images, hard_patches(step), params, generator, weights)
+        return self_distillation_loss(student, answer, images, hard_patches(step), params, generator, log_prior)
 
     def after_step(step: int):
         ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average")
@@ -175,7 +183,8 @@ def train_stage2(run: Run, number: int) -> dict:
     )  # fmt: skip
 
 
-def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, evaluate_on, weights=None, smoothing=0.0):
+def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, evaluate_on,
+                     noise=0.0, weights=None, smoothing=0.0):  # fmt: skip
     """Source model, stage 1 and oracle are one training; they differ in whose images and labels it sees."""
     params = run.params
     fabric = _launched(params)
@@ -187,6 +196,8 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
         generator = generator_for(run.seed, f"{stage} jitter", step * fabric.world_size + fabric.global_rank)
         if jitter > 0:
             images = jitter_and_blur(images, jitter, 0.8, 0.5, generator)
+        if noise > 0:
+            images = sensor_noise(images, noise, generator)
         return label_loss(wrapped(images), train_ids, weights, smoothing)
 
     batches = Batches(images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size)
@@ -195,12 +206,6 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
         steps=steps, rate=lambda step: learning_rate(step, steps, peak, params.warmup_steps),
         evaluate=_scorer(run, model, fabric, evaluate_on),
     )  # fmt: skip
-
-
-def _class_weights(kind: str, pseudo_labels, params: Params) -> Tensor | None:
-    if kind == "none":
-        return None
-    return class_weights(class_frequencies(pseudo_labels, num_classes(params)))
 
 
 def _launched(params: Params) -> Fabric:

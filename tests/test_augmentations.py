@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as T
 
-from b2ma_core.augmentations import adjust_colors, jitter_and_blur
+from b2ma_core.augmentations import adjust_colors, jitter_and_blur, sensor_noise
 
 
 @pytest.fixture
@@ -47,3 +47,10 @@ def test_draws_are_of_each_image_and_stay_in_range():
 
 def test_nothing_drawn_changes_nothing(images):
     torch.testing.assert_close(jitter_and_blur(images, 0.25, 0.0, 0.0, torch.Generator()), images)
+
+
+def test_noise_has_a_strength_of_its_own_for_each_image():
+    grey = torch.full((64, 3, 32, 32), 0.5)
+    spread = (sensor_noise(grey, 0.1, torch.Generator().manual_seed(0)) - 0.5).std((1, 2, 3))
+    assert 0 < spread.min() < 0.01 < 0.09 < spread.max() < 0.105
+    assert spread.mean() == pytest.approx(0.05, abs=0.01)

@@ -13,6 +13,7 @@ from b2ma_core.distillation import (
     label_loss,
     make_teacher,
     mix_batch,
+    scaled_log_prior,
     teach,
 )
 from b2ma_core.models import build_model, freeze_batch_norm
@@ -70,6 +71,18 @@ def test_confidence_is_a_probability_or_the_published_logit():
     assert torch.equal(labels, logits.argmax(1)) and torch.equal(same, labels)
     torch.testing.assert_close(probability, torch.softmax(logits, 1).max(1).values)
     torch.testing.assert_close(logit, logits.max(1).values)
+
+
+def test_the_prior_is_taken_off_the_teachers_logits():
+    """Two classes at 0.75 and 0.25; the common one's prior, 0.75 against 0.25, taken off whole makes them even."""
+    frequencies, logits = np.array([0.75, 0.25]), torch.tensor([0.75, 0.25]).log().view(1, 2, 1, 1)
+    for exponent, expected in ((0.0, 0.75), (1.0, 0.5)):
+        _, confidence = teach(lambda images: logits, None, "probability", scaled_log_prior(frequencies, exponent))
+        assert confidence.item() == pytest.approx(expected, abs=1e-3)
+    half = logits.exp() / torch.tensor(frequencies).view(1, 2, 1, 1) ** 0.5
+    _, confidence = teach(lambda images: logits.bfloat16(), None, "probability", scaled_log_prior(frequencies, 0.5))
+    assert confidence.dtype == torch.float32
+    assert confidence.item() == pytest.approx(float(half.max() / half.sum()), abs=4e-3)
 
 
 def test_the_consistency_loss_by_hand():

@@ -58,7 +58,7 @@ class Moody:
 
 
 def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_path):
-    params = smoke_params.model_copy(update={"target_val_images": 8})
+    params = smoke_params.model_copy(update={"target_val_images": 8, "box_queries": len(VIEWS)})
     datasets.prepare(params, 1, tmp_path / "data")
     data, run, box = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
     plain = ask_for_labels(run, box, data)
