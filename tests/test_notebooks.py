@@ -42,7 +42,7 @@ def test_the_study_has_every_notebook():
 def test_the_smoke_study_ran_through_all_notebooks(project):
     run = project.root / "runs" / "smoke" / "0"
     rows = metrics(project, "smoke", 0, "06_evaluation")["rows"]
-    assert list(rows) == ["source-only", "stage 1", "round 1", "round 2", "oracle"]
+    assert list(rows) == ["source-only", "votes", "stage 1", "round 1", "round 2", "oracle"]
     for stage in STAGES:
         executed = run / "notebooks" / f"{stage}.ipynb"
         assert executed.stat().st_size < 3e6
