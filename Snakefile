@@ -20,7 +20,7 @@ if workflow.is_main_process:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise WorkflowError("another make study is running in this folder: wait for it or stop it")
+        sys.exit("another make study is running in this folder: wait for it or stop it")
 
 
 wildcard_constraints:

@@ -1,5 +1,6 @@
 """The notebooks as a whole: a smoke study, its executed copies under nbval, kills, the wall, a vendor's folder."""
 
+import fcntl
 import json
 import shutil
 import signal
@@ -62,6 +63,13 @@ def test_a_second_call_does_nothing(project):
     code, output = project.study()
     assert code == 0 and "00_data" not in output
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
+
+
+def test_a_second_study_in_the_same_folder_is_told_to_wait(project):
+    with open(project.root / "runs" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, output = project.study()
+    assert code == 1 and "another make study is running in this folder" in output and "Traceback" not in output
 
 
 def test_executed_notebooks_pass_nbval(project):
