@@ -90,7 +90,7 @@ def test_batches_are_the_same_with_loader_processes(smoke_params):
 def test_image_and_labels_are_cut_and_mirrored_alike(smoke_params):
     labels = np.random.default_rng(0).integers(0, 19, (3, 64, 128)).astype(np.uint8)
     images = np.repeat(labels[..., None], 3, axis=-1)
-    params = smoke_params.model_copy(update={"crop": [32, 48]})
+    params = smoke_params.model_copy(update={"crop": [32, 48], "random_scale": [1.0, 1.0]})
     for step in range(5):
         a, b = training.Batches(images, labels, params, 0, "s", True)[step]
         assert a.shape == (4, 3, 32, 48) and torch.equal(a[:, 0], b)
@@ -138,7 +138,7 @@ def test_weights_that_do_not_fit_show_before_any_training(prepared, tmp_path):
 
 
 def test_the_box_answers_every_image_once(prepared, smoke_params, tmp_path):
-    run = prepared("run")
+    run = prepared("run", box_queries=1)
     data = datasets.load(smoke_params, "target_val", tmp_path / "data")
     asked = []
 
