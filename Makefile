@@ -16,7 +16,7 @@ export MALLOC_MMAP_THRESHOLD_ = 2000000000
 export MALLOC_TRIM_THRESHOLD_ = 4000000000
 export THP_MEM_ALLOC_ENABLE = 1
 
-.PHONY: study test lab figures clean
+.PHONY: study test lab figures clean benchmark
 
 study: .venv/ready
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete --cores $(CORES) \
@@ -35,6 +35,9 @@ lab: .venv/ready
 figures: .venv/ready
 	@$(PY) notebooks/run.py 07_figures --study $(STUDY) --seed $(firstword $(SEEDS)) \
 	  -p "seeds=[$(shell echo $(SEEDS) | tr ' ' ',')]"
+
+benchmark: .venv/ready
+	$(PY) benchmarks/stage2_step.py
 
 clean:
 	rm -rf "runs/$(STUDY)" "data/$(STUDY)"
