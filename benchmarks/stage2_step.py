@@ -1,4 +1,4 @@
-"""A stage-2 step against a bare forward and backward pass of the same work: ``python benchmarks/stage2_step.py``.
+"""A stage-2 step against a bare forward and backward pass of the same work: ``make benchmark``.
 
 The same work is what the method asks of the networks: the teacher's forward pass on clean images, the student's
 forward and backward pass on mixed images and on hard patches, the optimiser's step. All else is overhead: reading the
