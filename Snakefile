@@ -3,8 +3,11 @@ import fcntl
 import sys
 from pathlib import Path
 
+from b2ma_core.ablation import first_stage, switched
+from b2ma_core.params import base_study
+
 STUDY = str(config.get("study", "minicity"))
-SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split()]
+SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).replace(",", " ").split()]
 JOBS = int(config.get("jobs", 1))
 PY = sys.executable
 NOTEBOOKS = [
@@ -24,8 +27,20 @@ if workflow.is_main_process:
 
 
 wildcard_constraints:
-    study=r"[A-Za-z0-9_-]+",
+    study=r"[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?",
     seed=r"\d+",
+
+
+def records_before(name, before):
+    """An arm of the ablation begins where its first switch is read, from the finished run that it stems from."""
+
+    def needed(wildcards):
+        study, seed = wildcards.study, wildcards.seed
+        if "+" in study and name == first_stage(switched(study)):
+            return f"runs/{base_study(study)}/{seed}/records/06_evaluation.json"
+        return f"runs/{study}/{seed}/records/{before}.json" if before else []
+
+    return needed
 
 
 rule all:
@@ -39,9 +54,9 @@ for before, name in zip([None, *NOTEBOOKS], NOTEBOOKS):
         name:
             name
         input:
-            f"params/{{study}}.yaml",
+            lambda wildcards: f"params/{base_study(wildcards.study)}.yaml",
             f"notebooks/{name}.ipynb",
-            *([f"runs/{{study}}/{{seed}}/records/{before}.json"] if before else []),
+            records_before(name, before),
         output:
             f"runs/{{study}}/{{seed}}/records/{name}.json",
         log:
@@ -67,3 +82,12 @@ rule figures:
         seeds=str(SEEDS).replace(" ", ""),
     shell:
         "exec {PY} notebooks/run.py 07_figures --study {params.study} --seed {params.seed} -p seeds={params.seeds}"
+
+
+rule ablation:
+    input:
+        expand(
+            "runs/{study}/{seed}/records/06_evaluation.json",
+            study=[STUDY, *(f"{STUDY}+{arm}" for arm in str(config.get("arms", "")).replace(",", " ").split())],
+            seed=SEEDS,
+        ),

@@ -1,6 +1,7 @@
 """The wall: images in, labels out. Nothing else of the source model is ever seen on the other side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -32,10 +33,18 @@ class LocalModel:
         model: the owner's network.
         flip: average the logits of the image and of its mirror image, as published.
         device: where the network is.
+        autocast: context of the forward passes, for example ``fabric.autocast``.
     """
 
-    def __init__(self, model: nn.Module, flip: bool = True, device: torch.device | str = "cpu"):
-        self.model, self.flip, self.device = model.to(device).eval(), flip, device
+    def __init__(
+        self,
+        model: nn.Module,
+        flip: bool = True,
+        device: torch.device | str = "cpu",
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.model = model.to(device, memory_format=torch.channels_last).eval()
+        self.flip, self.device, self.autocast = flip, device, autocast
 
     def predict(
         self, images: np.ndarray, names: Sequence[str] | None = None, size: tuple[int, int] | None = None
@@ -50,11 +59,11 @@ class LocalModel:
 
         Logits are brought to ``size`` (height, width) before arg max, if one is given.
         """
-        batch = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2).float() / 255
-        logits = self.model(batch)
-        if self.flip:
-            logits = (logits + self.model(batch.flip(-1)).flip(-1)) / 2
-        logits = logits.float()
+        batch = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2).float() / 255  # channels last
+        with self.autocast():
+            logits = self.model(batch).float()
+            if self.flip:
+                logits = (logits + self.model(batch.flip(-1)).flip(-1).float()) / 2
         if size is not None:
             logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
         confidence, labels = logits.softmax(1).max(1)

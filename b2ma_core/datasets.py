@@ -8,7 +8,7 @@ target_test. It is checked as a whole, brought to the study's image size once, a
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,8 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from b2ma_core import minicity
-from b2ma_core.labels import LABEL_SPACES
-from b2ma_core.params import Params
+from b2ma_core.labels import LABEL_SPACES, cityscapes_to_camvid
+from b2ma_core.params import Params, base_study
 from b2ma_core.records import PROJECT, only_one, whole_folder, write_json
 
 PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
@@ -53,6 +53,7 @@ class Item:
     name: str
     image: str | tuple
     labels: str | None
+    split: str
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,29 @@ class Data:
         images: ``(N, H, W, 3)`` uint8 RGB, memory-mapped.
         labels: ``(N, H', W')`` uint8 train ids, memory-mapped; None where there are none. H' x W' is H x W for
             training parts and the labels' own size for scored ones.
+        splits: the split that each image comes from.
+        sizes: (height, width) of each image before it was brought to the study's size.
     """
 
     name: str
     names: list[str]
     images: np.ndarray
     labels: np.ndarray | None
+    splits: list[str]
+    sizes: list[tuple[int, int]]
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def of(self, chosen: np.ndarray | Sequence[int]) -> "Data":
+        """Some of the images, by index."""
+        labels = None if self.labels is None else self.labels[chosen]
+        names, splits, sizes = ([values[i] for i in chosen] for values in (self.names, self.splits, self.sizes))
+        return Data(self.name, names, self.images[chosen], labels, splits, sizes)
+
+    def of_split(self, split: str) -> "Data":
+        """The images of one split."""
+        return self.of([i for i, s in enumerate(self.splits) if s == split])
 
 
 def parts(params: Params) -> dict[str, Part]:
@@ -110,7 +125,9 @@ def list_items(part: Part) -> list[Item]:
         ValueError: if no sample is left.
     """
     if part.dataset == "minicity":
-        return [Item(f"{part.split}_{i:05d}", (part.domain, part.split, i), "drawn") for i in range(part.count)]
+        return [
+            Item(f"{part.split}_{i:05d}", (part.domain, part.split, i), "drawn", part.split) for i in range(part.count)
+        ]
     root = PROJECT / part.root  # an absolute root stays as it is
     items = []
     for split in part.split.split("+"):
@@ -122,7 +139,7 @@ def list_items(part: Part) -> list[Item]:
         for image in sorted((root / split).iterdir()):
             if image.suffix.lower() in IMAGE_SUFFIXES and image.name.startswith(tuple(part.sequences or [""])):
                 labels = root / f"{split}annot" / f"{image.stem}.png"
-                items.append(Item(image.stem, str(image), str(labels) if labels.parent.is_dir() else None))
+                items.append(Item(image.stem, str(image), str(labels) if labels.parent.is_dir() else None, split))
     items = items[: part.count]
     if not items:
         of = f" of sequences {part.sequences}" if part.sequences else ""
@@ -143,7 +160,8 @@ def read_sample(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
     height, width = part.size
     if part.dataset == "minicity":
         domain, split, index = item.image
-        return minicity.render(index, domain, split, part.world_seed, (height, width))
+        image, labels = minicity.render(index, domain, split, part.world_seed, (height, width))
+        return image, cityscapes_to_camvid(labels) if part.label_space == "camvid" else labels
     image = _decode(item.image).convert("RGB")
     labels = None
     if item.labels is not None:
@@ -178,18 +196,20 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
             part's files, not only the first.
     """
     workers = workers or int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    folder = data / params.study
+    folder = data / base_study(params.study)
     wanted = parts(params)
     items = {name: list_items(part) for name, part in wanted.items()}  # nothing is written if a folder is missing
     with only_one(folder, patience=3600):  # seeds that start together share what the first one prepares
         for name, part in wanted.items():
-            fingerprint = {**asdict(part), "files": [_stamp(item) for item in items[name]]}
+            fingerprint = {**asdict(part), "form": 2, "files": [_stamp(item) for item in items[name]]}
             index = folder / name / "index.json"
             if not index.is_file() or json.loads(index.read_text())["fingerprint"] != _json(fingerprint):
                 with whole_folder(folder / name) as target:
                     _convert(part, items[name], target, workers)
-                    names = [item.name for item in items[name]]
-                    write_json(target / "index.json", {"fingerprint": fingerprint, "names": names})
+                    contents = {"fingerprint": fingerprint, "names": [item.name for item in items[name]],
+                                "splits": [item.split for item in items[name]],
+                                "sizes": [_size(item, part) for item in items[name]]}  # fmt: skip
+                    write_json(target / "index.json", contents)
     return {name: load(params, name, data) for name in wanted}
 
 
@@ -201,16 +221,18 @@ def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | Non
     """
     if name not in parts(params):
         return None
-    folder = data / params.study / name
+    folder = data / base_study(params.study) / name
     if not (folder / "index.json").is_file():
         raise FileNotFoundError(
             f"{folder} is missing: run the notebook 00_data first (make study STUDY={params.study})"
         )
-    names = json.loads((folder / "index.json").read_text())["names"]
+    index = json.loads((folder / "index.json").read_text())
     labels = folder / "labels.npy"
     return Data(
         name=name,
-        names=names,
+        names=index["names"],
+        splits=index["splits"],
+        sizes=[tuple(size) for size in index["sizes"]],
         images=np.load(folder / "images.npy", mmap_mode="r"),
         labels=np.load(labels, mmap_mode="r") if labels.is_file() else None,
     )
@@ -272,6 +294,13 @@ def _decode(path: str) -> Image.Image:
         raise ValueError(f"{path}: no such file; each image needs its labels, or none of them has any") from None
     except (OSError, SyntaxError) as error:  # Pillow's errors for broken PNGs
         raise ValueError(f"{path}: cannot be read as a picture ({error}); fetch it again") from None
+
+
+def _size(item: Item, part: Part) -> tuple[int, int]:
+    if not isinstance(item.image, str):
+        return tuple(part.size)
+    with Image.open(item.image) as picture:
+        return picture.height, picture.width
 
 
 def _stamp(item: Item) -> list:

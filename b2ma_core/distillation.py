@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from b2ma_core.augmentations import coin, jitter_and_blur
 from b2ma_core.hard_patches import HardPatch, cell
@@ -108,21 +108,55 @@ def make_teacher(student: nn.Module) -> nn.Module:
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
-def scaled_log_prior(frequencies: np.ndarray, exponent: float) -> Tensor:
-    """``(C,)`` float32 ``exponent * log(frequency + 1e-4)``: what :func:`teach` takes off the teacher's logits.
+class ClassShares(nn.Module):
+    """Keeps the teacher's class shares near those of the pseudo labels, by a change of its logits.
+
+    Self-training feeds on itself: a class that the teacher says a little too seldom dies out, one that it says too
+    often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``: ``running`` is the
+    mean of the teacher's own probabilities, unchanged, so that the pull weakens as the shares come near.
 
     Args:
         frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1.
-        exponent: 0 changes nothing, 1 takes all of the prior away.
+        weight: 0 changes nothing, 1 asks for the target's shares.
+        exponent: the target is ``frequencies ** exponent``, scaled to sum 1; below 1 rare classes may be more than in
+            the pseudo labels, which miss them most.
+        limit: largest change of a logit.
+        momentum: share of the running mean that a step keeps, after a warm-up.
 
-    Source: Menon et al., Long-tail learning via logit adjustment (ICLR 2021).
+    Source: Berthelot et al., ReMixMatch (ICLR 2020), distribution alignment; exponent and limit are ours.
     """
-    return exponent * torch.from_numpy(np.log(frequencies + 1e-4)).float()
+
+    def __init__(self, frequencies: np.ndarray, weight: float, exponent: float, limit: float, momentum: float = 0.99):
+        super().__init__()
+        self.weight, self.limit, self.momentum = weight, limit, momentum
+        target = torch.from_numpy(frequencies + 1e-4).float() ** exponent
+        self.register_buffer("target", target / target.sum())
+        self.register_buffer("running", torch.zeros_like(self.target))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def update(self, logits: Tensor) -> None:
+        """Take in the teacher's ``(N, C, H, W)`` logits; every fourth row and column says enough.
+
+        Several processes take the mean over all.
+        """
+        shares = logits[..., ::4, ::4].float().softmax(1).mean((0, 2, 3))
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(shares)
+            shares /= distributed.get_world_size()
+        keep = min(1 - 1 / (int(self.steps) + 1), self.momentum)
+        self.running.lerp_(shares, 1 - keep)
+        self.steps += 1
+
+    def change(self) -> Tensor:
+        """``(C,)`` what to add to the logits."""
+        pull = self.weight * (self.target.log() - self.running.clamp(min=1e-6).log())
+        return pull.clamp(-self.limit, self.limit)
 
 
 @torch.no_grad()
 def teach(
-    teacher: nn.Module, images: Tensor, kind: str = "probability", log_prior: Tensor | None = None
+    teacher: nn.Module, images: Tensor, kind: str = "probability", shares: ClassShares | None = None
 ) -> tuple[Tensor, Tensor]:
     """The teacher's labels and confidences on clean images.
 
@@ -130,14 +164,16 @@ def teach(
         teacher: the network.
         images: ``(N, 3, H, W)`` float in [0, 1].
         kind: confidence as softmax "probability", or as the raw "logit" (the published fault).
-        log_prior: ``(C,)`` to take off the logits, so that a thin or rare class that the teacher thinks likely is not
-            outvoted by a common one only because that is common; None: as published.
+        shares: takes in the logits, then changes them; None: as published.
 
     Returns:
         ``(N, H, W)`` int64 labels and ``(N, H, W)`` float32 confidences.
     """
-    logits = teacher(images).permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
-    logits = logits.float() if log_prior is None else logits - log_prior  # float32 either way
+    logits = teacher(images)
+    if shares is not None:
+        shares.update(logits)
+    logits = logits.permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
+    logits = logits.float() if shares is None else logits + shares.change()  # float32 either way
     confidence, pseudo_labels = (logits.softmax(-1) if kind == "probability" else logits).max(-1)
     return pseudo_labels, confidence
 
@@ -164,7 +200,9 @@ def mix_batch(
         ``(N, 3, H, W)`` images, ``(N, H, W)`` labels, ``(N, H, W)`` confidences, and the cuts (before the mirror).
     """
     cuts = draw_cuts(len(images), *images.shape[-2:], params.position_beta, generator)
-    mixed = [spatial_mix(tensor, cuts) for tensor in (images, pseudo_labels, confidence)]
+    mixed = [images, pseudo_labels, confidence]
+    if params.mix_images:
+        mixed = [spatial_mix(tensor, cuts) for tensor in mixed]
     if coin(0.5, generator):
         mixed = [tensor.flip(-1) for tensor in mixed]
     seen = jitter_and_blur(
@@ -180,7 +218,7 @@ def self_distillation_loss(
     hard: tuple[Tensor, Tensor] | None,
     params: Params,
     generator: torch.Generator,
-    log_prior: Tensor | None = None,
+    shares: ClassShares | None = None,
 ) -> Tensor:
     """One step of stage 2: the student answers mixed images as the teacher answers clean ones, plus hard patches.
 
@@ -191,12 +229,12 @@ def self_distillation_loss(
         hard: ``(M, 3, h, w)`` float patches and ``(M, h, w)`` int64 pseudo labels of the box; None without patches.
         params: the study's.
         generator: source of all randomness, on the CPU.
-        log_prior: ``(C,)`` for the teacher, see :func:`teach`.
+        shares: the teacher's class shares, see :func:`teach`.
 
     Returns:
         Scalar loss.
     """
-    pseudo_labels, confidence = teach(teacher, images, params.confidence, log_prior)
+    pseudo_labels, confidence = teach(teacher, images, params.confidence, shares)
     seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, params, generator)
     loss = consistency_loss(
         student(seen), pseudo_labels, confidence, params.confidence_threshold, params.consistency_weight

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+from lightning_fabric import Fabric
 from PIL import Image
 
-from b2ma_core.datasets import Data, load
-from b2ma_core.labels import LABEL_SPACES
+from b2ma_core.datasets import Data, class_frequencies, load
+from b2ma_core.labels import LABEL_SPACES, LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.pseudo_labels import queries, read_labels
 from b2ma_core.records import Run, write_bytes, write_png
@@ -40,8 +41,9 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
         with_oracle: score ``oracle/`` too.
 
     Returns:
-        The metrics for the record and the confusion matrices by row. The metrics are ``rows`` (mIoU, IoU, accuracy,
-        subsets and the best checkpoint's mIoU), ``gap_closed`` of the last row (None without oracle) and ``scored_on``.
+        The metrics for the record and the confusion matrices by row. The metrics are ``rows`` (mIoU, IoU, precision,
+        accuracy, subsets, the best checkpoint's mIoU, and the same by split where several were joined),
+        ``gap_closed`` of the last row (None without oracle), ``class_shares`` of the truth and ``scored_on``.
         Without labels to score with, rows are empty. A few images with predictions go to ``records/samples.npz``.
     """
     params, space = run.params, LABEL_SPACES[run.params.label_space]
@@ -51,40 +53,40 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
     labelled = val is not None and val.labels is not None
     names = [*row_names(run), *(["oracle"] if with_oracle else [])]
     if labelled:
-        if params.box == "model":
-            scores["source-only"] = _score_labels(read_labels(run, val), val, space.num_classes)
-            if queries(params) > 1:
-                scores["votes"] = _score_labels(read_labels(run, val, votes=True), val, space.num_classes)
-        for name in names:
-            model = fabric.to_device(trained_model(run, "target", *weights_of(name), "student.safetensors"))
-            scores[name] = score(model, fabric, val, space.num_classes)
-        for name, s in scores.items():
-            rows[name] = {
-                "miou": s.miou(),
-                "iou": s.iou(),
-                "accuracy": s.accuracy(),
-                "subsets": {subset: s.miou(ids) for subset, ids in space.subsets.items()},
-                "best_miou": _best(run, name),
-            }
+        parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
+        for name in [*(BOX_ROWS[: 1 + (queries(params) > 1)] if params.box == "model" else []), *names]:
+            apart = _score_apart(run, name, parts, fabric)
+            scores[name] = ConfusionMatrix(space.num_classes)
+            for s in apart.values():
+                scores[name] += s
+            rows[name] = {**_values(scores[name], space), "best_miou": _best(run, name)}
+            if len(parts) > 1:
+                rows[name]["splits"] = {split: _values(s, space) for split, s in apart.items()}
     gap = None
     if {"source-only", "oracle"} <= set(rows):
         gap = gap_closed(*(rows[name]["miou"] for name in ("source-only", row_names(run)[-1], "oracle")))
     _save_samples(run, val)
-    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, labelled)}, scores
+    shares = class_frequencies(val.labels, space.num_classes) if labelled else None
+    return {
+        "rows": rows,
+        "gap_closed": gap,
+        "class_shares": shares,
+        "scored_on": _scored_on(run, val, labelled),
+    }, scores
 
 
 def predict_part(run: Run, part: Data) -> np.ndarray:
-    """The last student's ``(N, H, W)`` uint8 train ids of a part, also as PNGs in ``predictions/<part>/``."""
+    """The last student's ``(N, H, W)`` uint8 train ids of a part, at the study's size.
+
+    ``predictions/<part>/`` gets them as PNGs of train ids at each image's own size.
+    """
     fabric = make_fabric(run.params)
     last = weights_of(row_names(run)[-1])
     model = fabric.to_device(trained_model(run, "target", *last, "student.safetensors"))
-    size = part.labels.shape[1:] if part.labels is not None else None
-    answers = predict(model, fabric, part.images, size)
-    for name, labels in zip(part.names, answers, strict=True):
+    for i, name in enumerate(part.names):
+        labels = predict(model, fabric, part.images[i : i + 1], part.sizes[i])[0]
         write_png(run.path("predictions", part.name, f"{name}.png"), labels)
-    if size is not None and tuple(size) != part.images.shape[1:3]:
-        return predict(model, fabric, part.images)
-    return answers
+    return predict(model, fabric, part.images)
 
 
 def load_samples(run: Run) -> dict[str, np.ndarray]:
@@ -92,6 +94,26 @@ def load_samples(run: Run) -> dict[str, np.ndarray]:
     run.require("06_evaluation")
     with np.load(run.path("records", "samples.npz")) as file:
         return {name.replace("_", " "): file[name] for name in file.files}
+
+
+def _score_apart(run: Run, name: str, parts: dict[str, Data], fabric: Fabric) -> dict[str, ConfusionMatrix]:
+    """Confusion matrices of one row, by split."""
+    classes = LABEL_SPACES[run.params.label_space].num_classes
+    if name in BOX_ROWS:
+        return {split: _score_labels(read_labels(run, part, name == "votes"), part, classes)
+                for split, part in parts.items()}  # fmt: skip
+    model = fabric.to_device(trained_model(run, "target", *weights_of(name), "student.safetensors"))
+    return {split: score(model, fabric, part, classes) for split, part in parts.items()}
+
+
+def _values(scores: ConfusionMatrix, space: LabelSpace) -> dict:
+    return {
+        "miou": scores.miou(),
+        "iou": scores.iou(),
+        "precision": scores.matrix.diag().double() / scores.matrix.sum(0).double(),  # NaN: never predicted
+        "accuracy": scores.accuracy(),
+        "subsets": {subset: scores.miou(ids) for subset, ids in space.subsets.items()},
+    }
 
 
 def _score_labels(labels: np.ndarray, val: Data, num_classes: int) -> ConfusionMatrix:

@@ -120,4 +120,20 @@ CAMVID = LabelSpace(
     subsets={"mIoU11": tuple(range(11))},
 )
 
+# Cityscapes' classes in CamVid's words: the eleven of SegNet join walls to buildings, lights to signs, all plants to
+# trees, trucks, buses and trains to cars, and whoever and whatever goes on two wheels to bicyclists.
+_JOINED = {
+    "sidewalk": "pavement", "wall": "building", "traffic light": "sign", "traffic sign": "sign", "vegetation": "tree",
+    "terrain": "tree", "person": "pedestrian", "rider": "bicyclist", "truck": "car", "bus": "car", "train": "car",
+    "motorcycle": "bicyclist", "bicycle": "bicyclist",
+}  # fmt: skip
+
+
+def cityscapes_to_camvid(train_ids: np.ndarray) -> np.ndarray:
+    """Cityscapes train ids (uint8, any shape) to CamVid's; ignored pixels stay ignored."""
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    table[: CITYSCAPES.num_classes] = [CAMVID.names.index(_JOINED.get(name, name)) for name in CITYSCAPES.names]
+    return table[train_ids]
+
+
 LABEL_SPACES = {space.name: space for space in (CITYSCAPES, CAMVID)}

@@ -60,6 +60,12 @@ class ConfusionMatrix:
         self.matrix += counts[:, :-1]
         self.unanswered += counts[:, -1]
 
+    def __iadd__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
+        """Add the counts of another."""
+        self.matrix += other.matrix
+        self.unanswered += other.unanswered
+        return self
+
     def iou(self) -> Tensor:
         """``(C,)`` float64 intersection over union, 0 .. 1; NaN for a class neither present nor predicted."""
         hits = self.matrix.diag().double()

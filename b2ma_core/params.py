@@ -34,7 +34,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?$")]  # or study+arm, see ablation.py
     label_space: Literal["cityscapes", "camvid"]
     image_size: Size  # all images are brought to this size; labels are scored at their own
 
@@ -92,8 +92,10 @@ class Params(BaseModel):
     rounds: Annotated[int, Field(ge=0)] = 2
     stage2_steps: Count = 400
     stage2_learning_rate: Positive = 2.0e-4
-    # Not safe everywhere: picked on MiniCity, and on CamVid 0.2 made stage 2 collapse. Watch the curve, or set 0.
-    prior_correction: Share = 0.2  # share of the pseudo labels' log prior taken off the teacher's logits (published 0)
+    share_alignment: Share = 1.0  # how far the teacher's class shares are drawn to the pseudo labels' (published 0)
+    share_exponent: Share = 0.8  # of the pseudo labels' shares; below 1 rare classes may be more than they are there
+    share_limit: Positive = 1.0  # largest change of a logit
+    mix_images: bool = True  # SpatialMix; False: the student sees whole images, changed in colour alone
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     mix_jitter: Share = 0.25
     mix_jitter_probability: Share = 0.8
@@ -129,8 +131,6 @@ class Params(BaseModel):
             kind, root = getattr(self, f"{side}_dataset"), getattr(self, f"{side}_root")
             if kind in ("camvid", "folder") and not root:
                 raise ValueError(f"{side}_root: {side}_dataset is {kind!r}, so name its folder here")
-            if kind == "minicity" and self.label_space != "cityscapes":
-                raise ValueError("label_space: MiniCity has the cityscapes classes")
             for part in ("train", "val", "test"):
                 split = getattr(self, f"{side}_{part}_split", None)
                 if kind == "minicity" and split and not getattr(self, f"{side}_{part}_images"):
@@ -190,15 +190,36 @@ def check_params(values: Mapping[str, Any], where: str) -> Params:
     raise ParamsError(f"{where}: {len(lines)} wrong parameter{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines))
 
 
+def base_study(study: str) -> str:
+    """The study that an arm of the ablation stems from; its own name for any other."""
+    return study.partition("+")[0]
+
+
 def load_params(path: str | Path) -> Params:
     """Read and check ``params/<study>.yaml``."""
     return check_params(read_yaml(Path(path)), str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A study's flat YAML file as a dictionary; ParamsError names one that is missing, broken or misnamed."""
+    """A study's flat YAML file as a dictionary; ParamsError names one that is missing, broken or misnamed.
+
+    ``<study>+<arm>.yaml`` is no file: it is ``<study>.yaml`` with what that arm of ``ablation.yaml`` switches.
+    """
+    base, plus, arm = path.stem.partition("+")
+    if plus:
+        arms = _read(path.with_name("ablation.yaml"))["arms"]
+        if arm not in arms:
+            raise ParamsError(f"{path.with_name('ablation.yaml')}: no arm {arm!r} (there are: {', '.join(arms)})")
+        return {**read_yaml(path.with_name(f"{base}.yaml")), **(arms[arm] or {}), "study": path.stem}
+    values = _read(path)
+    if values.setdefault("study", path.stem) != path.stem:
+        raise ParamsError(f"{path}: study is {values['study']!r}, the file is named {path.stem!r}: make them the same")
+    return values
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        known = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "ablation")
         near = difflib.get_close_matches(path.stem, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ParamsError(f"{path}: no such study{hint} (there are: {', '.join(known) or 'none'})")
@@ -208,8 +229,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
         raise ParamsError(f"{path}: must hold lines of the form 'name: value'")
-    if values.setdefault("study", path.stem) != path.stem:
-        raise ParamsError(f"{path}: study is {values['study']!r}, the file is named {path.stem!r}: make them the same")
     return values
 
 

@@ -26,7 +26,7 @@ from b2ma_core.params import Params, check_params, read_yaml
 PROJECT = Path(__file__).resolve().parent.parent
 STAGES = (
     "00_data", "01_source_model", "02_pseudo_labels", "03_cross_domain", "04_hard_patches", "05_self_distill",
-    "06_evaluation", "07_figures",
+    "06_evaluation", "07_figures", "08_findings",
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def open_run(values: Mapping[str, Any], runs: Path = PROJECT / "runs") -> Run:
     """
     given = {k: values[k] for k in Params.model_fields if values.get(k) is not None}
     path = PROJECT / "params" / f"{values['study']}.yaml"
-    base = read_yaml(path) if path.is_file() or len(given) == 1 else {}
+    base = read_yaml(path) if path.is_file() or "+" in path.stem or len(given) == 1 else {}
     return Run(check_params({**base, **given}, str(path.relative_to(PROJECT))), values["seed"], runs)
 
 

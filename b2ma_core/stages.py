@@ -19,12 +19,12 @@ from b2ma_core.augmentations import jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
 from b2ma_core.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
+    ClassShares,
     class_weights,
     cut_patches,
     ema_update,
     label_loss,
     make_teacher,
-    scaled_log_prior,
     self_distillation_loss,
 )
 from b2ma_core.hard_patches import draw_patches, holders, read_patches
@@ -128,9 +128,10 @@ def train_oracle(run: Run) -> dict:
     )  # fmt: skip
 
 
-def teachers_log_prior(params: Params, pseudo_labels: np.ndarray) -> Tensor:
-    """``(C,)`` what stage 2 takes off the teacher's logits: ``prior_correction`` of the pseudo labels' log prior."""
-    return scaled_log_prior(class_frequencies(pseudo_labels, num_classes(params)), params.prior_correction)
+def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
+    """What keeps the teacher's class shares near those of the pseudo labels in stage 2."""
+    frequencies = class_frequencies(pseudo_labels, num_classes(params))
+    return ClassShares(frequencies, params.share_alignment, params.share_exponent, params.share_limit)
 
 
 def train_stage2(run: Run, number: int) -> dict:
@@ -145,7 +146,7 @@ def train_stage2(run: Run, number: int) -> dict:
     fabric = _launched(params)
     student, optimizer = _set_up(fabric, model, params)
     teacher = make_teacher(model)
-    log_prior = teachers_log_prior(params, labels).to(fabric.device)
+    shares = class_shares(params, labels).to(fabric.device)
 
     def answer(images: Tensor) -> Tensor:
         with fabric.autocast():
@@ -169,15 +170,15 @@ def train_stage2(run: Run, number: int) -> dict:
             freeze_batch_norm(student)
         teacher.train(params.teacher_mode == "train")
         generator = generator_for(run.seed, f"{stage} mix", step * fabric.world_size + fabric.global_rank)
-        return self_distillation_loss(student, answer, images, hard_patches(step), params, generator, log_prior)
+        return self_distillation_loss(student, answer, images, hard_patches(step), params, generator, shares)
 
     def after_step(step: int):
         ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average")
 
     batches = Batches(data.images, None, params, run.seed, stage, False, fabric.global_rank, fabric.world_size)
     return fit(
-        fabric, {"student": model, "teacher": teacher}, optimizer, loss_of, batches, run.path(*stage.split("/")),
-        steps=params.stage2_steps, after_step=after_step,
+        fabric, {"student": model, "teacher": teacher, "shares": shares}, optimizer, loss_of, batches,
+        run.path(*stage.split("/")), steps=params.stage2_steps, after_step=after_step,
         rate=lambda step: learning_rate(step, params.stage2_steps, params.stage2_learning_rate, params.warmup_steps),
         evaluate=_scorer(run, model, fabric, load(params, "target_val")),
     )  # fmt: skip
@@ -223,9 +224,11 @@ def _set_up(fabric: Fabric, model: nn.Module, params: Params):
 
 
 def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Callable[[], float] | None:
+    """mIoU for the curve, on 100 images at most, evenly chosen; the evaluation takes all."""
     if data is None or data.labels is None:
         return None
-    return lambda: score(model, fabric, data, num_classes(run.params)).miou()
+    chosen = np.linspace(0, len(data) - 1, min(len(data), 100)).astype(int)
+    return lambda: score(model, fabric, data.of(chosen), num_classes(run.params)).miou()
 
 
 def open_box(run: Run) -> BlackBox:
@@ -233,7 +236,9 @@ def open_box(run: Run) -> BlackBox:
     if run.params.box == "folder":
         return LabelFolder(PROJECT / run.params.box_root)
     run.require("01_source_model")
-    return LocalModel(trained_model(run, "source", "source", "source.safetensors"), run.params.box_flip)
+    fabric = make_fabric(run.params)
+    model = trained_model(run, "source", "source", "source.safetensors")
+    return LocalModel(model, run.params.box_flip, fabric.device, fabric.autocast)
 
 
 TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}

@@ -1,6 +1,7 @@
 """Result tables from records alone: ``python -m b2ma_core.tables STUDY SEED [SEED ..]`` prints one."""
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,15 +27,30 @@ def gap_closed(source_only: float, value: float, oracle: float) -> float:
     return (value - source_only) / (oracle - source_only)
 
 
-def result_rows(evaluations: Sequence[dict]) -> list[dict]:
-    """One row per stage: name, mIoU of each seed, and the gap's share of each seed (None without an oracle)."""
+def splits_of(evaluations: Sequence[dict]) -> list[str]:
+    """The splits that were scored apart; none where a study scores a single one."""
+    return list(next(iter(evaluations[0]["rows"].values()), {}).get("splits", {}))
+
+
+def result_rows(evaluations: Sequence[dict], split: str | None = None) -> list[dict]:
+    """One row per stage: name, mIoU of each seed, and the gap's share of each seed (None without an oracle).
+
+    Args:
+        evaluations: one a seed.
+        split: one of :func:`splits_of`; None: all images together.
+    """
+
+    def miou_of(evaluation: dict, name: str) -> float:
+        row = evaluation["rows"][name]
+        return (row["splits"][split] if split else row)["miou"]
+
     names = list(evaluations[0]["rows"])
     rows = []
     for name in names:
-        miou = [e["rows"][name]["miou"] for e in evaluations]
+        miou = [miou_of(e, name) for e in evaluations]
         gap = None
         if {"oracle", "source-only"} <= set(names) and name not in ("oracle", "source-only"):
-            gap = [gap_closed(e["rows"]["source-only"]["miou"], m, e["rows"]["oracle"]["miou"])
+            gap = [gap_closed(miou_of(e, "source-only"), m, miou_of(e, "oracle"))
                    for e, m in zip(evaluations, miou, strict=True)]  # fmt: skip
         rows.append({"name": name, "miou": miou, "gap": gap})
     return rows
@@ -48,7 +64,8 @@ def spread(values: Sequence[float] | None) -> str:
     return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def _cells(rows: list[dict], seeds: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+def result_cells(rows: list[dict], seeds: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of a study's table."""
     several = len(seeds) > 1
     head = ["", *([f"seed {s}" for s in seeds] if several else []), "mIoU (%)", "gap closed (%)"]
     lines = [
@@ -58,19 +75,100 @@ def _cells(rows: list[dict], seeds: Sequence[int]) -> tuple[list[str], list[list
     return head, lines
 
 
-def markdown(rows: list[dict], seeds: Sequence[int]) -> str:
-    """The table in Markdown."""
-    head, lines = _cells(rows, seeds)
+# Student's t, 97.5%, by degrees of freedom.
+_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def paired_difference(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Mean of ``values - others``, seed by seed, and half the width of its 95% interval (Student's t; NaN for one).
+
+    Example:
+        >>> mean, half = paired_difference([0.52, 0.50, 0.51], [0.50, 0.50, 0.50])
+        >>> round(mean, 3), round(half, 4)
+        (0.01, 0.0248)
+    """
+    differences = np.array(values, float) - np.array(others, float)
+    n = len(differences)
+    if n < 2:
+        return float(differences.mean()), math.nan
+    t = _T[min(n - 1, max(_T))]  # a little wide from eleven values on
+    return float(differences.mean()), float(t * differences.std(ddof=1) / math.sqrt(n))
+
+
+def difference(pair: tuple[float, float] | None) -> str:
+    """Mean and 95% interval of :func:`paired_difference`, in percent."""
+    if pair is None:
+        return "-"
+    mean, half = (100 * value for value in pair)
+    return f"{mean:+.1f}" + ("" if half != half else f" ({mean - half:+.1f} .. {mean + half:+.1f})")
+
+
+def gains(evaluations: Sequence[dict], rare_below: float = 0.01) -> list[dict]:
+    """Every row but the oracle against source-only of the same seed.
+
+    Returns:
+        For each row ``name``; ``all`` and ``rare``, :func:`paired_difference` of the mIoU over all classes, and over
+        those that hold less than ``rare_below`` of the true pixels (None without any); ``died``, the classes whose
+        mean IoU was at least 1% in source-only and is below 0.1% now.
+    """
+    names = [name for name in evaluations[0]["rows"] if name != "oracle"]
+    if "source-only" not in names:
+        return []
+
+    def iou(name: str) -> np.ndarray:
+        return np.array([[np.nan if v is None else v for v in e["rows"][name]["iou"]] for e in evaluations])
+
+    shares = np.array(evaluations[0]["class_shares"])
+    rare = np.flatnonzero((shares > 0) & (shares < rare_below))
+    before, lines = iou("source-only"), []
+    for name in names[1:]:
+        after = iou(name)
+        lines.append({
+            "name": name,
+            "all": paired_difference(np.nanmean(after, 1), np.nanmean(before, 1)),
+            "rare": paired_difference(after[:, rare].mean(1), before[:, rare].mean(1)) if len(rare) else None,
+            "died": np.flatnonzero((before.mean(0) >= 0.01) & (after.mean(0) < 0.001)).tolist(),
+        })  # fmt: skip
+    return lines
+
+
+def finished_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
+    """Every seed of a study that has been evaluated."""
+    found = (runs / study).glob(f"*/records/{STAGES[6]}.json")
+    return sorted(int(path.parts[-3]) for path in found)
+
+
+def cost_cells(seeds: dict[str, Sequence[int]], runs: Path = PROJECT / "runs") -> tuple[list[str], list[list[str]]]:
+    """Seconds of each stage, mean over seeds, a line a study."""
+    stages = STAGES[1:7]
+    lines = []
+    for study, numbers in seeds.items():
+        records = [[json.loads((runs / study / str(s) / "records" / f"{stage}.json").read_text()) for s in numbers]
+                   for stage in stages]  # fmt: skip
+        lines.append([study, *(f"{np.mean([r['when']['seconds'] for r in row]):.0f}" for row in records)])
+    return ["seconds", *stages], lines
+
+
+def ablation_cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of the ablation's table, see :func:`ablation.ablation_rows`."""
+    head = ["", "mIoU (%)", "against the row above (95%)"]
+    lines = []
+    for row in rows:
+        lines.append([row["name"], spread(row["miou"]), difference(row["difference"])])
+    return head, lines
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown."""
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines]) + "\n"
 
 
-def latex(rows: list[dict], seeds: Sequence[int]) -> str:
-    """The table in LaTeX (booktabs)."""
-    head, lines = _cells(rows, seeds)
+def latex(head: list[str], lines: list[list[str]]) -> str:
+    """A table in LaTeX (booktabs)."""
 
     def join(cells: list[str]) -> str:
-        return " & ".join(c.replace("%", r"\%").replace("±", r"$\pm$") for c in cells) + r" \\"
+        return " & ".join(c.replace("%", r"\%").replace("±", r"$\pm$").replace("_", r"\_") for c in cells) + r" \\"
 
     body = "\n".join(join(line) for line in lines)
     columns = "l" + "r" * (len(head) - 1)
@@ -79,9 +177,8 @@ def latex(rows: list[dict], seeds: Sequence[int]) -> str:
     )
 
 
-def plain(rows: list[dict], seeds: Sequence[int]) -> str:
-    """The table for a terminal."""
-    head, lines = _cells(rows, seeds)
+def plain(head: list[str], lines: list[list[str]]) -> str:
+    """A table for a terminal."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     return "\n".join(
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
@@ -93,7 +190,10 @@ def main(study: str, *seeds: str) -> None:
     numbers = [int(seed) for seed in seeds]
     evaluations = read_evaluations(study, numbers)
     print(f"\n{study}: {evaluations[0]['scored_on']}, last checkpoints")
-    print(plain(result_rows(evaluations), numbers))
+    for split in [None, *splits_of(evaluations)]:
+        if split:
+            print(f"\nof these, {split}:")
+        print(plain(*result_cells(result_rows(evaluations, split), numbers)))
     print(f"figures: {(PROJECT / 'figures' / study).relative_to(PROJECT)}/   runs: runs/{study}/\n")
 
 

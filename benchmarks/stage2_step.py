@@ -18,7 +18,7 @@ from b2ma_core.hard_patches import draw_patches, holders, mine
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import load_params
 from b2ma_core.records import PROJECT
-from b2ma_core.stages import teachers_log_prior
+from b2ma_core.stages import class_shares
 from b2ma_core.training import Batches, generator_for, make_fabric, to_device
 
 STEPS = 30
@@ -33,7 +33,7 @@ def main() -> None:
     model = build_model(params.target_network, 19).to(fabric.device, memory_format=torch.channels_last)
     student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
     teacher = make_teacher(model)
-    log_prior = teachers_log_prior(params, labels).to(fabric.device)
+    shares = class_shares(params, labels).to(fabric.device)
     batches = Batches(images, None, params, 0, "bench", augment=False)
 
     def answer(x):
@@ -52,7 +52,7 @@ def main() -> None:
         hard = to_device(patches, fabric.device), train_ids.to(fabric.device).long()
         freeze_batch_norm(student)
         generator = generator_for(0, "mix", step)
-        finish(self_distillation_loss(student, answer, batch, hard, params, generator, log_prior))
+        finish(self_distillation_loss(student, answer, batch, hard, params, generator, shares))
         ema_update(teacher, model, step)
 
     fixed = to_device(batches[0][0], fabric.device)

@@ -16,6 +16,7 @@ import warnings
 
 import yaml
 
+from b2ma_core.ablation import branch
 from b2ma_core.params import Params, ParamsError, check_params, read_yaml
 from b2ma_core.records import PROJECT, STAGES, Run
 
@@ -56,6 +57,7 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
     for key in set(own) & set(Params.model_fields):
         values[key] = own[key]
     check_params(values, "-p")
+    branch(run)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         (output.parent / f".{os.getpid()}").touch()

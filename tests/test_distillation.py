@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from b2ma_core.distillation import (
+    ClassShares,
     class_weights,
     consistency_loss,
     ema_update,
     label_loss,
     make_teacher,
     mix_batch,
-    scaled_log_prior,
     teach,
 )
 from b2ma_core.models import build_model, freeze_batch_norm
@@ -73,16 +73,38 @@ def test_confidence_is_a_probability_or_the_published_logit():
     torch.testing.assert_close(logit, logits.max(1).values)
 
 
-def test_the_prior_is_taken_off_the_teachers_logits():
-    """Two classes at 0.75 and 0.25; the common one's prior, 0.75 against 0.25, taken off whole makes them even."""
-    frequencies, logits = np.array([0.75, 0.25]), torch.tensor([0.75, 0.25]).log().view(1, 2, 1, 1)
-    for exponent, expected in ((0.0, 0.75), (1.0, 0.5)):
-        _, confidence = teach(lambda images: logits, None, "probability", scaled_log_prior(frequencies, exponent))
-        assert confidence.item() == pytest.approx(expected, abs=1e-3)
-    half = logits.exp() / torch.tensor(frequencies).view(1, 2, 1, 1) ** 0.5
-    _, confidence = teach(lambda images: logits.bfloat16(), None, "probability", scaled_log_prior(frequencies, 0.5))
-    assert confidence.dtype == torch.float32
-    assert confidence.item() == pytest.approx(float(half.max() / half.sum()), abs=4e-3)
+def shares_after(probability: float, target: float, steps: int = 1, **options) -> ClassShares:
+    """Two classes; the teacher says the first with one probability everywhere, the pseudo labels with another."""
+    options = {"weight": 1.0, "exponent": 1.0, "limit": 9.0, **options}
+    shares = ClassShares(np.array([target, 1 - target]), **options)
+    logits = torch.tensor([probability, 1 - probability]).log().view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    for _ in range(steps):
+        shares.update(logits)
+    return shares
+
+
+def test_the_teachers_class_shares_are_drawn_to_those_of_the_pseudo_labels():
+    logits = torch.tensor([0.9, 0.1]).log().view(1, 2, 1, 1)
+    _, confidence = teach(lambda images: logits, None, "probability", shares_after(0.9, 0.6, 5))
+    assert confidence.item() == pytest.approx(0.6, abs=1e-3)  # one answer everywhere: it becomes the target's
+    _, confidence = teach(lambda images: logits.bfloat16(), None, "probability", shares_after(0.9, 0.6, weight=0.0))
+    assert confidence.dtype == torch.float32 and confidence.item() == pytest.approx(0.9, abs=4e-3)
+    assert shares_after(0.9, 0.6, limit=0.2).change().tolist() == pytest.approx([-0.2, 0.2])
+    half = shares_after(0.9, 0.8, exponent=0.5).target
+    assert (half[0] / half[1]).item() == pytest.approx(2.0, abs=1e-3)  # sqrt(0.8 / 0.2)
+
+
+def test_the_pull_weakens_as_the_shares_come_near():
+    """Unlike a fixed change of the logits, which goes on and on once the student learns from it."""
+    far, near, there = (shares_after(p, 0.8).change()[1].item() for p in (0.99, 0.9, 0.8))
+    assert far > near > there == pytest.approx(0, abs=1e-3)
+
+
+def test_the_running_shares_are_a_mean_that_forgets():
+    shares = shares_after(0.9, 0.5, 1)
+    shares.update(torch.tensor([0.5, 0.5]).log().view(1, 2, 1, 1))
+    assert shares.running.tolist() == pytest.approx([0.7, 0.3])  # of two steps
+    assert set(shares.state_dict()) == {"target", "running", "steps"}  # all that a checkpoint has to keep
 
 
 def test_the_consistency_loss_by_hand():

@@ -111,7 +111,7 @@ def test_scores_are_taken_at_the_labels_own_size(smoke_params):
 
     labels = np.zeros((1, 32, 64), np.uint8)
     labels[:, :, 32:] = 1
-    data = datasets.Data("x", ["x"], np.zeros((1, 16, 32, 3), np.uint8), labels)
+    data = datasets.Data("x", ["x"], np.zeros((1, 16, 32, 3), np.uint8), labels, ["val"], [(16, 32)])
     scores = training.score(Half(), training.make_fabric(smoke_params), data, 2)
     assert scores.miou() == 1.0 and scores.matrix.sum() == 32 * 64
 

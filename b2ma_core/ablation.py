@@ -1,0 +1,141 @@
+"""Arms of the ablation: a finished run with some parameters switched, trained again from the first stage they touch.
+
+``params/ablation.yaml`` lists the arms. The arm ``<study>+<arm>`` of a seed shares with ``<study>``, by hard links,
+all that was made before: the same box, the same labels, the same stage 1, so that a difference is the switch's.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+
+from b2ma_core.params import base_study, read_yaml
+from b2ma_core.records import PROJECT, STAGES, Run
+from b2ma_core.tables import ablation_cells, paired_difference, plain
+
+# The first stage that reads a parameter, by how the name begins. What is not here belongs to the data.
+_READ_BY = {
+    STAGES[1]: ("source_network", "source_start", "source_steps", "source_learning", "source_jitter", "batch_size",
+                "weight_decay", "warmup_steps", "crop", "random_scale"),
+    STAGES[2]: ("box_",),
+    STAGES[3]: ("stage1_", "init", "target_network", "target_jitter", "target_noise"),
+    STAGES[4]: ("grid", "rare_"),
+    STAGES[5]: ("stage2_", "rounds", "share_", "position_beta", "mix_", "ema_", "confidence",
+                "consistency_", "teacher_", "student_", "hard_patch_"),
+    STAGES[6]: ("oracle_", "evaluate_"),
+}  # fmt: skip
+_ORACLE_READS = ("target_network", "target_jitter", "target_noise", "oracle_steps", "stage1_learning_rate", "init",
+                 "batch_size", "weight_decay", "warmup_steps", "crop", "random_scale")  # fmt: skip
+_MADE_BY = {STAGES[1]: "source", STAGES[2]: "labels", STAGES[3]: "stage1", STAGES[4]: "patches", STAGES[5]: "stage2"}
+
+
+def first_stage(names: Iterable[str]) -> str:
+    """The first stage that reads one of the parameters.
+
+    Raises:
+        ValueError: for a parameter of the data, which the arms of a study share.
+    """
+    found = STAGES[6]
+    for name in names:
+        stages = [stage for stage, begins in _READ_BY.items() if name.startswith(begins)]
+        if not stages:
+            raise ValueError(f"{name}: an arm shares its study's data; give this one a params file of its own")
+        found = min(found, stages[0])
+    return found
+
+
+def switched(study: str, params: Path = PROJECT / "params") -> dict:
+    """What an arm switches: name -> value; nothing for a plain study."""
+    base, values = read_yaml(params / f"{base_study(study)}.yaml"), read_yaml(params / f"{study}.yaml")
+    return {k: v for k, v in values.items() if k != "study" and (k not in base or base[k] != v)}
+
+
+def branch(run: Run) -> None:
+    """Link into an arm's new folder what the finished run that it stems from made before the first switch.
+
+    Raises:
+        FileNotFoundError: if that run has not come so far.
+    """
+    if "+" not in run.params.study or run.folder.is_dir():
+        return
+    names = switched(run.params.study)
+    start = first_stage(names)
+    origin = Run(run.params.model_copy(update={"study": base_study(run.params.study)}), run.seed, run.folder.parents[1])
+    origin.require(*STAGES[: STAGES.index(start)])
+    kept = [folder for stage, folder in _MADE_BY.items() if stage < start and folder != "source"]
+    kept += ["source"] if start == STAGES[2] else []  # nothing later may read it
+    if not set(names) & set(_ORACLE_READS) and origin.path("oracle", "history.json").is_file():
+        kept.append("oracle")
+    part = run.folder.with_name(f".{run.folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for folder in kept:
+        shutil.copytree(origin.path(folder), part / folder, copy_function=os.link)
+    (part / "records").mkdir(parents=True)
+    for stage in STAGES[: STAGES.index(start)]:
+        os.link(origin.path("records", f"{stage}.json"), part / "records" / f"{stage}.json")
+    os.replace(part, run.folder)
+
+
+def read_ablation(path: Path = PROJECT / "params" / "ablation.yaml") -> dict:
+    """``params/ablation.yaml``: study, seeds, arms, table and curves."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def arms_of(cells: Iterable[Sequence]) -> list[str]:
+    """The arms that some cells ``[arm, row]`` speak of, each once."""
+    return list(dict.fromkeys(arm for arm, _ in cells if arm))
+
+
+def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[float] | None:
+    """mIoU (0 .. 1) of ``[arm, row]`` for each seed; None unless every seed has been run."""
+    arm, row = cell
+    found = []
+    for seed in seeds:
+        path = runs / (f"{study}+{arm}" if arm else study) / str(seed) / "records" / f"{STAGES[6]}.json"
+        if not path.is_file():
+            return None
+        found.append(json.loads(path.read_text())["metrics"]["rows"][row]["miou"])
+    return found
+
+
+def ablation_rows(study: str, table: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
+    """The table's rows that have been run: name, mIoU of each seed, and difference and interval to the row above."""
+    rows = []
+    for name, cell in table.items():
+        miou = cell_scores(study, cell, seeds, runs)
+        if miou is None:
+            continue
+        against = paired_difference(miou, rows[-1]["miou"]) if rows else None
+        rows.append({"name": name, "miou": miou, "difference": against})
+    return rows
+
+
+def curve(study: str, points: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[float, list[float]]:
+    """What was varied -> mIoU of each seed, for the values that have been run."""
+    found = {value: cell_scores(study, cell, seeds, runs) for value, cell in points.items()}
+    return {value: miou for value, miou in found.items() if miou is not None}
+
+
+def main(what: str, *names: str) -> None:
+    """``config [quick] [ARM ..]`` prints what Snakefile is told; ``table`` prints the table of what has been run."""
+    plan = read_ablation()
+    if what == "table":
+        rows = ablation_rows(plan["study"], plan["table"], plan["seeds"])
+        print(
+            f"\n{plan['study']}, seeds {plan['seeds']}: mean, and paired difference with a 95% interval (Student's t)"
+        )
+        print(plain(*ablation_cells(rows)))
+        return
+    if names[:1] == ("quick",):
+        names = (*plan["quick"], *names[1:])
+    points = [cell for curve in plan["curves"].values() for cell in curve.values()]
+    arms = names or arms_of([*plan["table"].values(), *points])
+    print(f"study={plan['study']} seeds={','.join(map(str, plan['seeds']))} arms={','.join(arms)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

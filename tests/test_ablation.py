@@ -1,0 +1,87 @@
+"""The ablation: arms, what they share with their study, and the numbers of its table by hand."""
+
+import math
+
+import pytest
+
+from b2ma_core.ablation import ablation_rows, arms_of, branch, curve, first_stage, read_ablation, switched
+from b2ma_core.params import Params, ParamsError, load_params
+from b2ma_core.records import PROJECT, STAGES, Run, write_json
+from b2ma_core.tables import difference, gains, paired_difference
+
+PARAMS = PROJECT / "params"
+
+
+def test_an_arm_is_its_study_with_some_parameters_switched():
+    arm, study = load_params(PARAMS / "minicity+plain.yaml"), load_params(PARAMS / "minicity.yaml")
+    told = {line.split(":")[0] for line in arm.differences(study.model_dump())}
+    assert told == {"study", "mix_images", "hard_patch_weight", "share_alignment", "rounds"}
+    assert set(switched("minicity+plain")) == told - {"study"} and switched("minicity") == {}
+    with pytest.raises(ParamsError, match="no arm 'plane'"):
+        load_params(PARAMS / "minicity+plane.yaml")
+
+
+def test_the_table_and_the_curves_speak_of_arms_that_there_are():
+    plan = read_ablation()
+    cells = [*plan["table"].values(), *(c for points in plan["curves"].values() for c in points.values())]
+    assert set(arms_of(cells)) | {"source_jitter"} == set(plan["arms"]) and set(plan["quick"]) <= set(plan["arms"])
+
+
+def test_an_arm_begins_at_the_first_stage_that_reads_a_switch():
+    assert first_stage(["mix_images", "rounds"]) == "05_self_distill"
+    assert first_stage(["rounds", "grid"]) == "04_hard_patches"
+    assert first_stage(["box_queries", "rounds"]) == "02_pseudo_labels"
+    with pytest.raises(ValueError, match="image_size: an arm shares its study's data"):
+        first_stage(["image_size"])
+    ours = {"study", "label_space", "image_size", "world_seed", "box", "accelerator", "devices", "precision", "workers"}
+    data = {n for n in Params.model_fields if n.startswith(("source_", "target_")) and n.split("_")[1] in
+            ("dataset", "root", "domain", "sequences", "train", "val", "test")}  # fmt: skip
+    for name in set(Params.model_fields) - ours - data - {"save_every"}:
+        first_stage([name])  # every other parameter has its stage
+
+
+def finished(study: str, seed: int, runs, rows: dict) -> Run:
+    run = Run(load_params(PARAMS / f"{study}.yaml"), seed, runs)
+    for stage in STAGES[:6]:
+        write_json(run.path("records", f"{stage}.json"), {})
+    write_json(run.path("records", f"{STAGES[6]}.json"), {"metrics": {"rows": rows}})
+    for folder in ("source", "labels", "stage1", "patches", "stage2", "oracle"):
+        write_json(run.path(folder, "history.json"), folder)
+    return run
+
+
+def test_an_arm_shares_what_was_made_before_and_never_the_source(tmp_path):
+    origin = finished("minicity", 3, tmp_path, {})
+    for arm, shared in (("plain", {"labels", "stage1", "patches", "oracle"}), ("one_query", {"source", "oracle"})):
+        run = Run(load_params(PARAMS / f"minicity+{arm}.yaml"), 3, tmp_path)
+        branch(run)
+        assert {p.name for p in run.folder.iterdir()} == shared | {"records"}
+        assert len(list(run.path("records").iterdir())) == STAGES.index(first_stage(switched(f"minicity+{arm}")))
+        write_json(run.path("oracle", "history.json"), "other")  # whole files replace: the origin keeps its own
+        assert origin.path("oracle", "history.json").read_text() == '"oracle"\n'
+    with pytest.raises(FileNotFoundError, match="run the notebook 00_data first"):
+        branch(Run(load_params(PARAMS / "minicity+plain.yaml"), 4, tmp_path))
+
+
+def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
+    for seed, (a, b) in enumerate([(0.40, 0.42), (0.50, 0.51), (0.60, 0.63)]):
+        finished("minicity", seed, tmp_path, {"stage 1": {"miou": a}, "round 1": {"miou": b}})
+    table = {"first": [None, "stage 1"], "not run": ["plain", "round 1"], "second": [None, "round 1"]}
+    rows = ablation_rows("minicity", table, [0, 1, 2], tmp_path)
+    assert [row["name"] for row in rows] == ["first", "second"] and rows[0]["difference"] is None
+    mean, half = rows[1]["difference"]
+    assert mean == pytest.approx(0.02) and half == pytest.approx(4.303 * 0.01 / math.sqrt(3))
+    assert curve("minicity", {1: ["plain", "round 1"], 6: [None, "stage 1"]}, [0, 1, 2], tmp_path) == {
+        6: [0.40, 0.50, 0.60]
+    }
+
+
+def test_a_single_seed_has_no_interval():
+    assert difference(paired_difference([0.5], [0.4])) == "+10.0"
+
+
+def test_gains_name_rare_classes_and_those_that_died():
+    rows = {"source-only": {"iou": [0.5, 0.2, 0.1]}, "stage 1": {"iou": [0.6, 0.0, 0.3]}, "oracle": {"iou": [1, 1, 1]}}
+    (line,) = gains([{"rows": rows, "class_shares": [0.99, 0.008, 0.002]}])
+    assert line["name"] == "stage 1" and line["died"] == [1]
+    assert line["all"][0] == pytest.approx(0.1 / 3) and line["rare"][0] == pytest.approx(0.0)
