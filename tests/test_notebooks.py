@@ -44,7 +44,7 @@ def test_the_smoke_study_ran_through_all_notebooks(project):
     run = project.root / "runs" / "smoke" / "0"
     rows = metrics(project, "smoke", 0, "06_evaluation")["rows"]
     assert list(rows) == ["source-only", "votes", "stage 1", "round 1", "round 2", "oracle"]
-    for stage in STAGES:
+    for stage in STAGES[:8]:
         executed = run / "notebooks" / f"{stage}.ipynb"
         assert executed.stat().st_size < 3e6
         outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
@@ -56,6 +56,27 @@ def test_the_smoke_study_ran_through_all_notebooks(project):
     assert drawn == {"table.md", "table.tex", *(f"{n}.{s}" for n in names for s in ("pdf", "png"))}
     assert len(list((run / "predictions" / "target_test").glob("*.png"))) == 4
     assert not list(run.rglob("*.part")) and not list(run.rglob("progress.pt"))
+
+
+def test_the_findings_are_drawn_from_records_and_an_arm_begins_at_its_switch(project):
+    """An arm of the smoke study: stage 1 is the study's own, stage 2 another; 08 then compares what was run."""
+    command = project.snakemake("smoke")
+    code, output = project.python(*command[:2], "ablation", *command[2:-2], "arms=plain", *command[-2:])
+    assert code == 0 and "03_cross_domain" not in output and "[smoke+plain 0] 05_self_distill" in output, output
+    arm, run = (project.root / "runs" / name / "0" for name in ("smoke+plain", "smoke"))
+    weights = "student.safetensors"
+    assert (arm / "stage1" / weights).samefile(run / "stage1" / weights) and not (arm / "source").exists()
+    other = (arm / "stage2/round-1" / weights).read_bytes()
+    assert other != (run / "stage2/round-1" / weights).read_bytes()
+    rows = metrics(project, "smoke+plain", 0, "06_evaluation")["rows"]
+    assert list(rows) == ["source-only", "votes", "stage 1", "round 1", "oracle"]
+    assert rows["stage 1"] == metrics(project, "smoke", 0, "06_evaluation")["rows"]["stage 1"]
+    told = ("-p", "studies=[smoke, smoke+plain, camvid]")
+    code, output = project.notebook("08_findings", "smoke", 0, *told)
+    assert code == 0, output
+    assert metrics(project, "smoke", 0, "08_findings")["seeds"] == {"smoke": [0], "smoke+plain": [0]}
+    text = (project.root / "figures" / "findings" / "benchmarks.md").read_text()
+    assert f"| stage 1 | {100 * rows['stage 1']['miou']:.1f} |" in text
 
 
 def test_a_second_call_does_nothing(project):
@@ -74,7 +95,7 @@ def test_a_second_study_in_the_same_folder_is_told_to_wait(project):
 
 def test_executed_notebooks_pass_nbval(project):
     """The executed copies run again, cell by cell, on the finished run."""
-    executed = [str(project.root / "runs/smoke/0/notebooks" / f"{stage}.ipynb") for stage in STAGES]
+    executed = [str(project.root / "runs/smoke/0/notebooks" / f"{stage}.ipynb") for stage in STAGES[:8]]
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider",
                "-p", "no:xdist", "--rootdir", str(project.root), *executed]  # fmt: skip
     result = subprocess.run(command, cwd=project.root, env=project.env, capture_output=True, text=True)
@@ -103,7 +124,7 @@ def test_the_same_seed_gives_the_same_records_and_weights_after_kills(project):
     assert process.returncode == 0 and kills == 5
     for folder in ("source", "stage1", "stage2", "oracle", "labels"):
         same_tree(first / folder, work / folder, "*.safetensors" if folder != "labels" else "*.png")
-    for stage in STAGES[:-1]:
+    for stage in STAGES[:7]:
         assert metrics(project, "killed", 0, stage) == metrics(project, "smoke", 0, stage), stage
 
 
@@ -134,12 +155,12 @@ def test_behind_the_wall_nothing_of_the_source_or_the_targets_labels_is_needed(p
     work = root / "runs" / "wall" / "0"
     for name in ("labels", "records"):
         shutil.copytree(first / name, work / name)
-    for stage in STAGES[3:]:
+    for stage in STAGES[3:8]:
         (work / "records" / f"{stage}.json").unlink()
     for part in ("source_train", "source_val"):
         shutil.rmtree(root / "data" / "wall" / part)
     (root / "data" / "wall" / "target_train" / "labels.npy").unlink()
-    for stage in STAGES[3:]:
+    for stage in STAGES[3:8]:
         code, output = project.notebook(stage, "wall")
         assert code == 0, output
     assert not (work / "source").exists()
