@@ -1,6 +1,6 @@
 # make study    sets up .venv and runs a study            make test    sets up .venv and passes the tests
 # make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
-# make ablation the parts of the method one by one        make findings runs 08 over all that was run
+# make ablation the parts of the method one by one        (QUICK=1: three arms of stage 2)
 # make clean    removes the runs and data of STUDY        Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
 #                                                         LAB="--no-browser --port 8889" for a machine far away
 STUDY ?= minicity
@@ -17,7 +17,7 @@ export MALLOC_MMAP_THRESHOLD_ = 2000000000
 export MALLOC_TRIM_THRESHOLD_ = 4000000000
 export THP_MEM_ALLOC_ENABLE = 1
 
-.PHONY: study test lab figures ablation findings clean benchmark
+.PHONY: study test lab figures ablation clean benchmark
 
 study: .venv/ready
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete --cores $(CORES) \
@@ -36,15 +36,13 @@ lab: .venv/ready
 figures: .venv/ready
 	@$(PY) notebooks/run.py 07_figures --study $(STUDY) --seed $(firstword $(SEEDS)) \
 	  -p "seeds=[$(shell echo $(SEEDS) | tr ' ' ',')]"
+	@$(PY) notebooks/run.py 08_findings --study $(STUDY) --seed $(firstword $(SEEDS))
 
 # ARMS="plain mix": some arms alone. All of them are hours; QUICK=1 are the rows of stage 2, see params/ablation.yaml.
 ablation: .venv/ready
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake ablation --nolock --rerun-incomplete --cores $(CORES) -q all \
 	  --config $$($(PY) -m b2ma_core.ablation config $(if $(QUICK),quick) $(ARMS)) jobs=$(JOBS)
 	@$(PY) -m b2ma_core.ablation table
-
-findings: .venv/ready
-	@$(PY) notebooks/run.py 08_findings
 
 benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py
