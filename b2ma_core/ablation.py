@@ -60,24 +60,30 @@ def branch(run: Run) -> None:
     Raises:
         FileNotFoundError: if that run has not come so far.
     """
-    if "+" not in run.params.study or run.folder.is_dir():
+    if "+" not in run.params.study:
         return
     names = switched(run.params.study)
     start = first_stage(names)
+    before = STAGES[: STAGES.index(start)]
+    if run.path("records", f"{before[-1]}.json").is_file():  # linked last
+        return
     origin = Run(run.params.model_copy(update={"study": base_study(run.params.study)}), run.seed, run.folder.parents[1])
-    origin.require(*STAGES[: STAGES.index(start)])
+    origin.require(*before)
     kept = [folder for stage, folder in _MADE_BY.items() if stage < start and folder != "source"]
     kept += ["source"] if start == STAGES[2] else []  # nothing later may read it
     if not set(names) & set(_ORACLE_READS) and origin.path("oracle", "history.json").is_file():
         kept.append("oracle")
-    part = run.folder.with_name(f".{run.folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
     for folder in kept:
-        shutil.copytree(origin.path(folder), part / folder, copy_function=os.link)
-    (part / "records").mkdir(parents=True)
-    for stage in STAGES[: STAGES.index(start)]:
-        os.link(origin.path("records", f"{stage}.json"), part / "records" / f"{stage}.json")
-    os.replace(part, run.folder)
+        shutil.copytree(origin.path(folder), run.path(folder), copy_function=_link, dirs_exist_ok=True)
+    run.path("records").mkdir(parents=True, exist_ok=True)
+    for stage in before:
+        _link(origin.path("records", f"{stage}.json"), run.path("records", f"{stage}.json"))
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """Two names of one file: outputs are replaced whole, never written into, so that neither changes the other."""
+    if not os.path.exists(target):
+        os.link(source, target)
 
 
 def read_ablation(path: Path = PROJECT / "params" / "ablation.yaml") -> dict:
