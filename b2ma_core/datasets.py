@@ -20,12 +20,11 @@ from tqdm import tqdm
 
 from b2ma_core import minicity
 from b2ma_core.labels import LABEL_SPACES, cityscapes_to_camvid
+from b2ma_core.layouts import IMAGE_SUFFIXES, Item, list_files, read_image, read_train_ids
 from b2ma_core.params import Params, base_study
 from b2ma_core.records import PROJECT, only_one, whole_folder, write_json
 
 PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-LAYOUT = "<root>/<split>/*.png with labels of the same names in <root>/<split>annot/"
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,6 @@ class Part:
     label_space: str
     size: list[int]
     native_labels: bool  # scored parts keep their labels' own size
-
-
-@dataclass(frozen=True)
-class Item:
-    """One sample on disk, or one scene to draw."""
-
-    name: str
-    image: str | tuple
-    labels: str | None
-    split: str
 
 
 @dataclass(frozen=True)
@@ -131,15 +120,13 @@ def list_items(part: Part) -> list[Item]:
     root = PROJECT / part.root  # an absolute root stays as it is
     items = []
     for split in part.split.split("+"):
-        if not (root / split).is_dir():
+        try:
+            items += list_files(part.dataset, root, split, part.sequences)
+        except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{part.name}: no folder {root / split}. Expected: {LAYOUT}. Set {part.name.split('_')[0]}_root in the "
-                "study's parameters to the folder that you have"
-            )
-        for image in sorted((root / split).iterdir()):
-            if image.suffix.lower() in IMAGE_SUFFIXES and image.name.startswith(tuple(part.sequences or [""])):
-                labels = root / f"{split}annot" / f"{image.stem}.png"
-                items.append(Item(image.stem, str(image), str(labels) if labels.parent.is_dir() else None, split))
+                f"{part.name}: {error}. Set {part.name.split('_')[0]}_root in the study's parameters to the folder "
+                "that you have"
+            ) from None
     items = items[: part.count]
     if not items:
         of = f" of sequences {part.sequences}" if part.sequences else ""
@@ -162,19 +149,12 @@ def read_sample(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
         domain, split, index = item.image
         image, labels = minicity.render(index, domain, split, part.world_seed, (height, width))
         return image, cityscapes_to_camvid(labels) if part.label_space == "camvid" else labels
-    image = _decode(item.image).convert("RGB")
+    image = read_image(item.image)
     labels = None
     if item.labels is not None:
-        picture = _decode(item.labels)
-        if picture.size != image.size:
-            raise ValueError(f"{item.labels}: labels are {picture.size}, the image is {image.size} (W x H)")
-        if picture.mode not in ("L", "P"):
-            raise ValueError(f"{item.labels}: labels must be an 8-bit PNG with one channel, not {picture.mode!r}")
-        space = LABEL_SPACES[part.label_space]
-        labels = np.asarray(picture)
-        if part.dataset == "camvid":
-            labels = np.where(labels == 11, space.ignore_index, labels)  # void on disk
-        space.check(labels, item.labels)
+        labels = read_train_ids(item.labels, part.dataset, LABEL_SPACES[part.label_space])
+        if labels.shape[::-1] != image.size:
+            raise ValueError(f"{item.labels}: labels are {labels.shape[::-1]}, the image is {image.size} (W x H)")
         if not part.native_labels:
             labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)), labels
@@ -262,6 +242,12 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> None:
         images[i] = image
         if labels is not None:
             labels[i] = label_map
+    ids_on_disk = part.dataset in ("cityscapes", "gta5") and labels is not None and not problems
+    if ids_on_disk and class_frequencies(labels, 19)[6:].sum() == 0:
+        problems = [
+            f"{items[0].labels} and all others: no light, sign, plant, sky, person or vehicle anywhere; these look like "
+            "train ids where label ids belong: read such maps with the data set 'folder'"
+        ]
     if problems:
         shown = "\n  ".join(problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -283,17 +269,6 @@ def _in_parallel(function: Callable, items: list, workers: int, title: str) -> I
     # Fresh processes: a fork of a notebook's kernel would inherit its threads' locks.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from bar(pool.map(function, items, chunksize=16))
-
-
-def _decode(path: str) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-        return picture
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; each image needs its labels, or none of them has any") from None
-    except (OSError, SyntaxError) as error:  # Pillow's errors for broken PNGs
-        raise ValueError(f"{path}: cannot be read as a picture ({error}); fetch it again") from None
 
 
 def _size(item: Item, part: Part) -> tuple[int, int]:

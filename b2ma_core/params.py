@@ -40,7 +40,7 @@ class Params(BaseModel):
 
     # --- data: what is read (dataset), where (root), which part of it (split), how many (images; None: all)
     world_seed: Annotated[int, Field(ge=0)] = 0  # MiniCity: which world
-    source_dataset: Literal["minicity", "camvid", "folder", "none"]  # none: the vendor keeps it
+    source_dataset: Literal["minicity", "camvid", "folder", "cityscapes", "gta5", "synthia", "none"]  # none: kept
     source_root: str | None = None
     source_domain: Literal["game", "camera"] = "game"  # MiniCity
     source_sequences: list[str] | None = None  # CamVid: file names begin so; None: all
@@ -48,7 +48,7 @@ class Params(BaseModel):
     source_train_images: Count | None = None
     source_val_split: str | None = "val"  # None: the source model is shown on its training images
     source_val_images: Count | None = None
-    target_dataset: Literal["minicity", "camvid", "folder"]
+    target_dataset: Literal["minicity", "camvid", "folder", "cityscapes", "gta5", "synthia"]
     target_root: str | None = None
     target_domain: Literal["game", "camera"] = "camera"
     target_sequences: list[str] | None = None
@@ -129,8 +129,10 @@ class Params(BaseModel):
     def _fits_together(self):
         for side in ("source", "target"):
             kind, root = getattr(self, f"{side}_dataset"), getattr(self, f"{side}_root")
-            if kind in ("camvid", "folder") and not root:
+            if kind not in ("minicity", "none") and not root:
                 raise ValueError(f"{side}_root: {side}_dataset is {kind!r}, so name its folder here")
+            if kind in ("cityscapes", "gta5", "synthia") and self.label_space != "cityscapes":
+                raise ValueError(f"label_space: {side}_dataset {kind!r} has the cityscapes classes")
             for part in ("train", "val", "test"):
                 split = getattr(self, f"{side}_{part}_split", None)
                 if kind == "minicity" and split and not getattr(self, f"{side}_{part}_images"):

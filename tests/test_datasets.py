@@ -103,6 +103,24 @@ def test_sequences_choose_files_by_their_beginning(folder_params, street_folder)
         datasets.list_items(datasets.parts(params)["target_train"])
 
 
+def test_joined_splits_are_told_apart_and_native_sizes_kept(folder_params, tmp_path):
+    values = {**folder_params.model_dump(), "target_val_split": "train+val", "image_size": [64, 64]}
+    val = datasets.prepare(check_params(values, "x"), 1, tmp_path / "data")["target_val"]
+    assert val.splits == ["train"] * 4 + ["val"] * 2 and val.sizes == [(64, 128)] * 6
+    part = val.of_split("val")
+    assert part.names == ["seq_0", "seq_1"] and np.array_equal(part.labels, val.labels[4:])
+    assert np.array_equal(val.of([5, 0]).images, val.images[[5, 0]])
+
+
+def test_minicity_is_read_in_camvids_classes(smoke_params, tmp_path):
+    params = check_params({**smoke_params.model_dump(), "label_space": "camvid"}, "x")
+    labels = datasets.prepare(params, 1, tmp_path)["target_val"].labels
+    _, fine = minicity.render(0, "camera", "val", size=(64, 128))
+    # road, sidewalk, building, wall, fence, pole, light, sign, vegetation, terrain, sky, person, rider and so on
+    table = np.array([3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10])
+    assert np.array_equal(labels[0], table[fine])
+
+
 def test_a_part_that_was_not_prepared_names_the_notebook(smoke_params, tmp_path):
     with pytest.raises(FileNotFoundError, match="run the notebook 00_data first"):
         datasets.load(smoke_params, "target_train", tmp_path)
