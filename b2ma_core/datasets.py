@@ -245,8 +245,8 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> None:
     ids_on_disk = part.dataset in ("cityscapes", "gta5") and labels is not None and not problems
     if ids_on_disk and class_frequencies(labels, 19)[6:].sum() == 0:
         problems = [
-            f"{items[0].labels} and all others: no light, sign, plant, sky, person or vehicle anywhere; these look like "
-            "train ids where label ids belong: read such maps with the data set 'folder'"
+            f"{items[0].labels} and all others: no light, sign, plant, sky, person or vehicle anywhere; these look "
+            "like train ids where label ids belong: read such maps with the data set 'folder'"
         ]
     if problems:
         shown = "\n  ".join(problems[:20])

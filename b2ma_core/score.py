@@ -1,0 +1,166 @@
+"""Score a checkpoint or a folder of predictions: ``python -m b2ma_core.score --study STUDY --checkpoint FILE``.
+
+Every logit is brought to the label's own size before arg max. Results are printed, and with ``--out`` written as JSON,
+Markdown and LaTeX; ``--submission`` writes label ids under the names of the Cityscapes benchmark server.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from b2ma_core.datasets import Data, load
+from b2ma_core.labels import LABEL_SPACES, LabelSpace
+from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.models import build_model, load_weights
+from b2ma_core.params import load_params
+from b2ma_core.records import PROJECT, write_bytes, write_json, write_png
+from b2ma_core.tables import latex, markdown
+from b2ma_core.training import make_fabric, to_device
+
+
+@torch.no_grad()
+def predict_scales(
+    model: nn.Module,
+    fabric: Fabric,
+    image: np.ndarray,
+    size: tuple[int, int],
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> np.ndarray:
+    """Labels of one image from the mean probability over scales and mirror images.
+
+    Args:
+        model: in eval mode.
+        fabric: device and precision.
+        image: ``(H, W, 3)`` uint8 RGB.
+        size: (height, width) of the labels wanted.
+        scales: factors of the image's sides; the network gets each side rounded to a multiple of 8.
+        flip: the mirror image too.
+
+    Returns:
+        ``size`` uint8 train ids.
+    """
+    batch = to_device(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None], fabric.device)
+    total = 0.0
+    for scale in scales:
+        sides = [max(8, round(side * scale / 8) * 8) for side in batch.shape[-2:]]
+        scaled = batch
+        if scale != 1:
+            scaled = nn.functional.interpolate(batch, sides, mode="bilinear", align_corners=False, antialias=True)
+        for mirrored in (False, True)[: 1 + flip]:
+            with fabric.autocast():
+                logits = model(scaled.flip(-1) if mirrored else scaled).float()
+            logits = nn.functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
+            total = total + (logits.flip(-1) if mirrored else logits).softmax(1)
+    return total.argmax(1)[0].to(torch.uint8).cpu().numpy()
+
+
+def read_prediction(folder: Path, name: str, size: tuple[int, int], space: LabelSpace) -> np.ndarray:
+    """``(H, W)`` uint8 train ids of ``<folder>/<name>.png``; ValueError names what is missing or does not fit."""
+    path = folder / f"{name}.png"
+    try:
+        labels = np.array(Image.open(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no prediction for the image {name!r}") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: cannot be read as a picture ({error})") from None
+    if labels.shape != tuple(size):
+        raise ValueError(f"{path}: the prediction is {labels.shape}, the labels are {tuple(size)} (H x W)")
+    space.check(labels, str(path))
+    return labels
+
+
+def result(scores: ConfusionMatrix, space: LabelSpace) -> dict:
+    """mIoU of every subset of classes, IoU per class by name, accuracy; 0 .. 1."""
+    return {
+        **{subset: scores.miou(ids) for subset, ids in space.subsets.items()},
+        "accuracy": scores.accuracy(),
+        "iou": dict(zip(space.names, scores.iou().tolist(), strict=True)),
+    }
+
+
+def result_cells(found: dict) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of a result's table, in percent."""
+    overall = {name: value for name, value in found.items() if name != "iou"}
+    return ["", "%"], [
+        [name, "-" if v != v else f"{100 * v:.1f}"] for name, v in [*found["iou"].items(), *overall.items()]
+    ]
+
+
+def server_name(name: str) -> str:
+    """The file name that the Cityscapes benchmark server wants for an image's label ids."""
+    return f"{name.removesuffix('_leftImg8bit')}_pred_labelIds.png"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", required=True, help="params/<study>.yaml: data, classes, network")
+    parser.add_argument(
+        "--part", default="target_val", choices=("source_val", "target_train", "target_val", "target_test")
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, help="weights of the target network")
+    what.add_argument("--predictions", type=Path, help="folder of <image name>.png with train ids")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="with --checkpoint")
+    parser.add_argument("--flip", action="store_true", help="with --checkpoint: the mirror image too")
+    parser.add_argument("--out", type=Path, help="writes <out>.json, <out>.md and <out>.tex")
+    parser.add_argument("--submission", type=Path, help="folder for label ids under the benchmark server's names")
+    args = parser.parse_args(arguments)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        print(f"\nscore: {error}\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Predict or read, score where there are labels, write what was asked for."""
+    params = load_params(PROJECT / "params" / f"{args.study}.yaml")
+    space, part = LABEL_SPACES[params.label_space], load(params, args.part)
+    if part is None:
+        raise ValueError(f"--part: {args.study} has no {args.part}")
+    if args.predictions and not args.predictions.is_dir():
+        raise FileNotFoundError(f"--predictions: no folder {args.predictions}")
+    if part.labels is None and not args.submission:
+        raise ValueError(f"--part: {args.part} has no labels to score with; give --submission to write predictions")
+    fabric, scores = make_fabric(params), ConfusionMatrix(space.num_classes, space.ignore_index)
+    if args.checkpoint:
+        model = build_model(params.target_network, space.num_classes)
+        load_weights(model, args.checkpoint)
+        model = fabric.to_device(model.eval())
+    for i, name in enumerate(tqdm(part.names, desc="score", unit="image", mininterval=5)):
+        size = _size(part, i)
+        if args.checkpoint:
+            labels = predict_scales(model, fabric, part.images[i], size, args.scales, args.flip)
+        else:
+            labels = read_prediction(args.predictions, name, size, space)
+        if part.labels is not None:
+            scores.update(labels, np.array(part.labels[i]))
+        if args.submission:
+            ids = np.zeros(256, np.uint8)
+            ids[: space.num_classes] = space.label_ids
+            write_png(args.submission / server_name(name), ids[labels])
+    if part.labels is not None:
+        found = result(scores, space)
+        print(markdown(*result_cells(found)))
+        if args.out:
+            write_json(args.out.with_name(args.out.name + ".json"), found)
+            write_bytes(args.out.with_name(args.out.name + ".md"), markdown(*result_cells(found)).encode())
+            write_bytes(args.out.with_name(args.out.name + ".tex"), latex(*result_cells(found)).encode())
+
+
+def _size(part: Data, i: int) -> tuple[int, int]:
+    return part.sizes[i] if part.labels is None else part.labels.shape[1:]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
