@@ -19,8 +19,9 @@ from b2ma_core.tables import ablation_cells, paired_difference, plain
 
 # The first stage that reads a parameter, by how the name begins. What is not here belongs to the data.
 _READ_BY = {
-    STAGES[1]: ("source_network", "source_start", "source_steps", "source_learning", "source_jitter", "batch_size",
-                "weight_decay", "warmup_steps", "crop", "random_scale"),
+    STAGES[1]: ("source_network", "source_start", "source_steps", "source_learning", "source_jitter",
+                "source_optimizer", "source_weight", "source_batch", "batch_size", "weight_decay", "warmup_steps",
+                "crop", "random_scale"),
     STAGES[2]: ("box_",),
     STAGES[3]: ("stage1_", "init", "target_network", "target_jitter", "target_noise"),
     STAGES[4]: ("grid", "rare_"),

@@ -100,7 +100,7 @@ def parts(params: Params) -> dict[str, Part]:
             world_seed=params.world_seed if drawn else 0,
             version=minicity.VERSION if drawn else 0,
             label_space=params.label_space,
-            size=params.image_size,
+            size=(params.source_image_size if side == "source" else None) or params.image_size,
             native_labels=role == "val",
         )
     return found

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import ResNet101_Weights
 
 CAFFE_BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)  # of the public weights, on 0 .. 255
 
@@ -85,3 +86,32 @@ class DeepLabV2(nn.Module):
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         x = self.layer5(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         return F.interpolate(x, images.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def resnet101_state() -> dict[str, Tensor]:
+    """torchvision's ImageNet weights of ResNet-101, from its cache (TORCH_HOME) or downloaded once."""
+    return ResNet101_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+
+
+def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """ResNet-101's weights of torchvision in the names and for the input of :class:`DeepLabV2`.
+
+    torchvision's network sees ``(RGB - mean) / std``, ours ``255 BGR - Caffe's mean``: the first convolution is turned
+    and scaled, and the difference of the means goes into the batch norm behind it, so that away from the border the
+    first layer answers alike. The stride sits on another convolution of three bottlenecks here, as in the public
+    DeepLabV2; training has to make up for that.
+
+    Args:
+        state: state_dict of ``torchvision.models.resnet101``.
+
+    Returns:
+        A state_dict without classifier.
+    """
+    weights = ResNet101_Weights.IMAGENET1K_V1.transforms()
+    mean, std = torch.tensor(weights.mean), torch.tensor(weights.std)
+    state = {name: value.clone() for name, value in state.items() if not name.startswith("fc.")}
+    first = state["conv1.weight"]
+    shift = (torch.tensor(CAFFE_BGR_MEAN).flip(0) / 255 - mean) / std  # what our zero is to torchvision's network
+    state["bn1.running_mean"] -= (first.sum((2, 3)) * shift).sum(1)
+    state["conv1.weight"] = (first / (255 * std.view(1, 3, 1, 1))).flip(1)
+    return state

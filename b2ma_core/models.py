@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from b2ma_core.deeplab_v2 import DeepLabV2
+from b2ma_core.deeplab_v2 import DeepLabV2, from_torchvision, resnet101_state
 from b2ma_core.records import write_bytes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,6 +109,7 @@ class DeepLabMobileNetV2(nn.Module):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
+CLASSIFIERS = ("head.", "layer5.")  # how the names of a classifier's parameters begin
 MODELS = ("deeplab_small", "deeplab_mobilenet_v2", "deeplabv2_resnet101", "deeplabv2_resnet101_full")
 
 
@@ -131,20 +132,22 @@ def build_model(name: str, num_classes: int, weights: str | Path | None = None) 
     if name not in MODELS:
         raise ValueError(f"unknown network {name!r}, allowed are {', '.join(MODELS)}")
     imagenet = weights == "imagenet"
-    if name == "deeplab_mobilenet_v2":
-        try:
-            model = DeepLabMobileNetV2(num_classes, imagenet)
-        except OSError as error:
-            raise OSError(
-                f"ImageNet weights of MobileNetV2: not in {Path(torch.hub.get_dir()) / 'checkpoints'} and the download "
-                f"failed ({error}). Set TORCH_HOME to a folder that has them, or connect once to the internet"
-            ) from error
-    elif imagenet:
+    if imagenet and name == "deeplab_small":
         raise ValueError(f"{name} has no ImageNet weights here: set the weights to a file, or start from scratch")
-    elif name == "deeplab_small":
-        model = DeepLabSmall(num_classes)
-    else:
-        model = DeepLabV2(num_classes, branches=2 if name == "deeplabv2_resnet101" else 4)
+    try:
+        if name == "deeplab_mobilenet_v2":
+            model = DeepLabMobileNetV2(num_classes, imagenet)
+        elif name == "deeplab_small":
+            model = DeepLabSmall(num_classes)
+        else:
+            model = DeepLabV2(num_classes, branches=2 if name == "deeplabv2_resnet101" else 4)
+            if imagenet:
+                model.load_state_dict(from_torchvision(resnet101_state()), strict=False)
+    except OSError as error:
+        raise OSError(
+            f"ImageNet weights for {name}: not in {Path(torch.hub.get_dir()) / 'checkpoints'} and the download "
+            f"failed ({error}). Set TORCH_HOME to a folder that has them, or connect once to the internet"
+        ) from error
     if weights is not None and not imagenet:
         load_weights(model, weights)
     return model

@@ -42,6 +42,7 @@ class Params(BaseModel):
     world_seed: Annotated[int, Field(ge=0)] = 0  # MiniCity: which world
     source_dataset: Literal["minicity", "camvid", "folder", "cityscapes", "gta5", "synthia", "none"]  # none: kept
     source_root: str | None = None
+    source_image_size: Size | None = None  # None: image_size
     source_domain: Literal["game", "camera"] = "game"  # MiniCity
     source_sequences: list[str] | None = None  # CamVid: file names begin so; None: all
     source_train_split: str = "train"  # several are joined by +
@@ -69,6 +70,10 @@ class Params(BaseModel):
     source_start: str = "scratch"  # scratch | imagenet | a weights file
     source_steps: Annotated[int, Field(ge=0)] = 1200  # 0 with a weights file: use it as it is
     source_learning_rate: Positive = 2.0e-3
+    # sgd: momentum 0.9, polynomial decay, classifier at ten times the rate, as AdaptSegNet trains (Tsai et al., 2018)
+    source_optimizer: Literal["adamw", "sgd"] = "adamw"
+    source_weight_decay: NotNegative = 1.0e-4  # AdaptSegNet 5e-4
+    source_batch_size: Count | None = None  # None: batch_size
 
     # --- every training on labels: source, stage 1, oracle
     target_network: str = "deeplab_small"
@@ -146,6 +151,8 @@ class Params(BaseModel):
                              "or source_start to a weights file and source_steps to 0")  # fmt: skip
         if self.box == "folder" and self.init == "source":
             raise ValueError("init: 'source' needs the owner's weights, and a folder of labels has none")
+        if self.box == "model" and self.source_image_size and self.crop:
+            raise ValueError("crop: the source's images have a size of their own (source_image_size), so none is cut")
         if self.crop and (self.crop[0] > self.image_size[0] or self.crop[1] > self.image_size[1]):
             raise ValueError(f"crop: {self.crop} is larger than image_size {self.image_size}")
         if not 1 <= self.random_scale[0] <= self.random_scale[1]:

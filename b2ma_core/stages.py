@@ -29,11 +29,11 @@ from b2ma_core.distillation import (
 )
 from b2ma_core.hard_patches import draw_patches, holders, read_patches
 from b2ma_core.labels import LABEL_SPACES
-from b2ma_core.models import build_model, freeze_batch_norm, load_weights
+from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, check_params
 from b2ma_core.pseudo_labels import read_pseudo_labels
 from b2ma_core.records import PROJECT, Run
-from b2ma_core.training import Batches, fit, generator_for, learning_rate, make_fabric, score, to_device
+from b2ma_core.training import Batches, fit, generator_for, learning_rate, make_fabric, polynomial, score, to_device
 
 
 def num_classes(params: Params) -> int:
@@ -144,7 +144,7 @@ def train_stage2(run: Run, number: int) -> dict:
     by_class = holders(read_patches(run))
 
     fabric = _launched(params)
-    student, optimizer = _set_up(fabric, model, params)
+    student, optimizer = _set_up(fabric, model, params.weight_decay)
     teacher = make_teacher(model)
     shares = class_shares(params, labels).to(fabric.device)
 
@@ -189,7 +189,9 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     """Source model, stage 1 and oracle are one training; they differ in whose images and labels it sees."""
     params = run.params
     fabric = _launched(params)
-    wrapped, optimizer = _set_up(fabric, model, params)
+    owners = stage == "source"
+    sgd = owners and params.source_optimizer == "sgd"
+    wrapped, optimizer = _set_up(fabric, model, params.source_weight_decay if owners else params.weight_decay, sgd)
     weights = None if weights is None else weights.to(fabric.device)
 
     def loss_of(step: int, images: Tensor, train_ids: Tensor):
@@ -201,10 +203,14 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
             images = sensor_noise(images, noise, generator)
         return label_loss(wrapped(images), train_ids, weights, smoothing)
 
-    batches = Batches(images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size)
+    def rate(step: int) -> float:
+        return polynomial(step, steps, peak) if sgd else learning_rate(step, steps, peak, params.warmup_steps)
+
+    batches = Batches(images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size,
+                      params.source_batch_size if owners else None)  # fmt: skip
     return fit(
-        fabric, {"source" if stage == "source" else "student": model}, optimizer, loss_of, batches, run.path(stage),
-        steps=steps, rate=lambda step: learning_rate(step, steps, peak, params.warmup_steps),
+        fabric, {"source" if owners else "student": model}, optimizer, loss_of, batches, run.path(stage),
+        steps=steps, rate=rate,
         evaluate=_scorer(run, model, fabric, evaluate_on),
     )  # fmt: skip
 
@@ -215,12 +221,17 @@ def _launched(params: Params) -> Fabric:
     return fabric
 
 
-def _set_up(fabric: Fabric, model: nn.Module, params: Params):
+def _set_up(fabric: Fabric, model: nn.Module, weight_decay: float, sgd: bool = False):
     model = model.to(fabric.device, memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return fabric.setup(model, torch.optim.AdamW(trained, lr=0.0, weight_decay=params.weight_decay))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not sgd:
+        return fabric.setup(model, torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=weight_decay))
+    classifier = [p for name, p in trained.items() if name.startswith(CLASSIFIERS)]
+    body = [p for name, p in trained.items() if not name.startswith(CLASSIFIERS)]
+    groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
+    return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
 
 
 def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Callable[[], float] | None:

@@ -69,27 +69,31 @@ class Batches(Dataset):
     Args:
         images: ``(M, H, W, 3)`` uint8.
         labels: ``(M, H, W)`` uint8 train ids; None for images alone (the labels are then all ignored).
-        params: batch size, crop and scale.
+        params: crop and scale.
         seed: the run's.
         stage: name that keeps the draws of stages apart.
         augment: cut, scale and mirror; otherwise whole images as they are.
         rank, ranks: which share of each batch this process sees.
+        size: images in a batch; None: the parameters' ``batch_size``.
     """
 
-    def __init__(self, images, labels, params: Params, seed: int, stage: str, augment: bool, rank=0, ranks=1):
+    def __init__(
+        self, images, labels, params: Params, seed: int, stage: str, augment: bool, rank=0, ranks=1, size=None
+    ):
         self.images, self.labels, self.params, self.augment = images, labels, params, augment
+        self.size = size or params.batch_size
         self.seed, self.stage, self.rank, self.ranks = seed, stage, rank, ranks
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         generator = generator_for(self.seed, f"{self.stage} view", step)
         samples = []
-        for index in batch_indices(len(self.images), self.params.batch_size, step, self.seed, self.stage):
+        for index in batch_indices(len(self.images), self.size, step, self.seed, self.stage):
             image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
             labels = torch.full(image.shape[1:], 255, dtype=torch.uint8)
             if self.labels is not None:
                 labels = torch.from_numpy(np.array(self.labels[index]))
             if self.augment:
-                size = tuple(self.params.crop or self.params.image_size)
+                size = tuple(self.params.crop or self.images.shape[1:3])
                 image, labels = random_view(image, labels, size, tuple(self.params.random_scale), generator)
             samples.append((image, labels))
         images, labels = zip(*samples[self.rank :: self.ranks], strict=True)
@@ -114,6 +118,11 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def polynomial(step: int, steps: int, peak: float) -> float:
+    """``peak * (1 - step / steps) ** 0.9``, as DeepLab is trained (Chen et al., PAMI 2018)."""
+    return peak * (1 - step / steps) ** 0.9
 
 
 def fit(
@@ -161,7 +170,7 @@ def fit(
                    disable=not fabric.is_global_zero)  # fmt: skip
         for step, (images, train_ids) in zip(bar, batches.from_step(start, steps), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate(step)
+                group["lr"] = rate(step) * group.get("factor", 1)
             loss = loss_of(step, to_device(images, fabric.device), train_ids.to(fabric.device).long())
             fabric.backward(loss)
             optimizer.step()

@@ -24,7 +24,9 @@ def test_an_arm_is_its_study_with_some_parameters_switched():
 def test_the_table_and_the_curves_speak_of_arms_that_there_are():
     plan = read_ablation()
     cells = [*plan["table"].values(), *(c for points in plan["curves"].values() for c in points.values())]
-    assert set(arms_of(cells)) | {"source_jitter"} == set(plan["arms"]) and set(plan["quick"]) <= set(plan["arms"])
+    assert set(arms_of(cells)) | {"source_jitter", "published"} == set(plan["arms"]) and set(plan["quick"]) <= set(
+        plan["arms"]
+    )
 
 
 def test_an_arm_begins_at_the_first_stage_that_reads_a_switch():
@@ -35,7 +37,7 @@ def test_an_arm_begins_at_the_first_stage_that_reads_a_switch():
         first_stage(["image_size"])
     ours = {"study", "label_space", "image_size", "world_seed", "box", "accelerator", "devices", "precision", "workers"}
     data = {n for n in Params.model_fields if n.startswith(("source_", "target_")) and n.split("_")[1] in
-            ("dataset", "root", "domain", "sequences", "train", "val", "test")}  # fmt: skip
+            ("dataset", "root", "domain", "sequences", "image", "train", "val", "test")}  # fmt: skip
     for name in set(Params.model_fields) - ours - data - {"save_every"}:
         first_stage([name])  # every other parameter has its stage
 

@@ -148,3 +148,23 @@ def test_imagenet_weights_of_mobilenet_come_from_torchvision(monkeypatch):
     a, b = (build_model("deeplab_mobilenet_v2", 11, "imagenet") for _ in range(2))
     first = next(iter(a.fine.parameters()))
     assert torch.equal(first, next(iter(b.fine.parameters())))
+
+
+def test_torchvisions_resnet_answers_alike_in_our_input_format():
+    """Random weights stand for the real ones: the first layer's answers agree away from the border."""
+    from torchvision.models import ResNet101_Weights, resnet101
+
+    from b2ma_core.deeplab_v2 import DeepLabV2, from_torchvision
+
+    torch.manual_seed(0)
+    theirs, ours = resnet101().eval(), DeepLabV2(19, 2).eval()
+    theirs.bn1.running_mean.normal_()
+    missing, left_over = ours.load_state_dict(from_torchvision(theirs.state_dict()), strict=False)
+    assert not left_over and all(name.startswith("layer5.") for name in missing)
+    assert torch.equal(ours.layer3[5].conv2.weight, theirs.layer3[5].conv2.weight)
+    images = torch.rand(1, 3, 64, 64)
+    weights = ResNet101_Weights.IMAGENET1K_V1.transforms()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (weights.mean, weights.std))
+    expected = theirs.bn1(theirs.conv1((images - mean) / std))
+    answer = ours.bn1(ours.conv1(images.flip(1) * 255 - ours.bgr_mean))
+    torch.testing.assert_close(answer[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=1e-3, atol=1e-4)

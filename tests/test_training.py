@@ -150,3 +150,35 @@ def test_the_box_answers_every_image_once(prepared, smoke_params, tmp_path):
     assert ask_for_labels(run, Box(), data).shape == (8, 64, 128)
     ask_for_labels(run, Box(), data)
     assert asked == data.names
+
+
+def test_sgd_gives_the_classifier_ten_times_the_rate_and_decays_as_a_polynomial(smoke_params):
+    from b2ma_core.models import build_model
+    from b2ma_core.stages import _set_up
+    from b2ma_core.training import make_fabric, polynomial
+
+    model = build_model("deeplab_small", 19)
+    _, optimizer = _set_up(make_fabric(smoke_params), model, 5e-4, True)
+    body, classifier = optimizer.param_groups
+    assert (body["factor"], classifier["factor"], body["momentum"], body["weight_decay"]) == (1, 10, 0.9, 5e-4)
+    assert {id(p) for p in classifier["params"]} == {id(p) for p in model.head.parameters()}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    assert polynomial(0, 10, 2.0) == 2.0 and polynomial(5, 10, 2.0) == pytest.approx(2 * 0.5**0.9)
+
+
+def test_a_source_model_learns_by_sgd_with_a_batch_and_a_size_of_its_own(smoke_params, tmp_path, monkeypatch):
+    from b2ma_core import datasets, stages
+    from b2ma_core.params import check_params
+    from b2ma_core.records import Run
+
+    values = {
+        **smoke_params.model_dump(), "source_optimizer": "sgd", "source_learning_rate": 5e-3, "source_batch_size": 2,
+        "source_weight_decay": 5e-4, "source_image_size": [48, 96], "source_steps": 12,
+    }  # fmt: skip
+    params = check_params(values, "x")
+    datasets.prepare(params, 1, tmp_path / "data")
+    monkeypatch.setattr(stages, "load", lambda params, name: datasets.load(params, name, tmp_path / "data"))
+    data = datasets.load(params, "source_train", tmp_path / "data")
+    assert data.images.shape[1:3] == (48, 96)
+    history = stages.train_source(Run(params, 0, tmp_path / "runs"))
+    assert history["loss"][-1] < history["loss"][0]
