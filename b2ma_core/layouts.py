@@ -1,14 +1,24 @@
-"""Data sets as they lie on disk: which image goes with which labels, and what the numbers in a label file mean."""
+"""Data sets as they lie on disk: which image goes with which labels, and what the numbers in a label file mean.
 
+A study converts label ids to train ids as it reads. Whoever wants files of train ids:
+``python -m b2ma_core.layouts --dataset gta5 --root GTA5 --split all --out FOLDER``.
+"""
+
+import argparse
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image, read_file
+from tqdm import tqdm
 
-from b2ma_core.labels import CITYSCAPES, LabelSpace
+from b2ma_core.labels import CAMVID, CITYSCAPES, LabelSpace
+from b2ma_core.records import write_png
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUTS = {
@@ -156,3 +166,46 @@ def _decode(path: str) -> Image.Image:
         raise ValueError(f"{path}: no such file; each image needs its labels, or none of them has any") from None
     except (OSError, SyntaxError) as error:  # Pillow's errors for broken PNGs
         raise ValueError(f"{path}: cannot be read as a picture ({error}); fetch it again") from None
+
+
+def convert(dataset: str, root: Path, split: str, out: Path) -> int:
+    """Write ``<out>/<image name>.png`` of train ids for every labelled image of a split; those there already stay.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`list_files` and :func:`read_train_ids`.
+    """
+    items = list_files(dataset, root, split)
+    if not items or items[0].labels is None:
+        raise ValueError(f"{root}: the split {split!r} has no labels to convert. Expected: {LAYOUTS[dataset]}")
+    space = CAMVID if dataset == "camvid" else CITYSCAPES
+    todo = [item for item in items if not (out / f"{item.name}.png").is_file()]
+    with ThreadPoolExecutor() as pool:  # decoding leaves Python alone
+        for item, train_ids in zip(
+            tqdm(todo, desc=split, unit="map", mininterval=5),
+            pool.map(partial(read_train_ids, dataset=dataset, space=space), (item.labels for item in todo)),
+            strict=True,
+        ):
+            write_png(out / f"{item.name}.png", train_ids)
+    return len(items)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Convert a data set's label files to PNGs of train ids.")
+    parser.add_argument("--dataset", choices=LAYOUTS, required=True)
+    parser.add_argument("--root", type=Path, required=True, help="the data set's folder")
+    parser.add_argument("--split", required=True, help="as the layout says; gta5 and synthia: 'all' or a list's name")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PNGs")
+    args = parser.parse_args(arguments)
+    try:
+        print(convert(args.dataset, args.root, args.split, args.out), "maps of train ids in", args.out)
+    except (ValueError, OSError) as error:
+        print(f"\nlayouts: {error}\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

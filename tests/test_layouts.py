@@ -143,3 +143,13 @@ def test_real_data_sets_have_the_classes_of_cityscapes(smoke_params):
     with pytest.raises(ParamsError, match="label_space: source_dataset 'gta5' has the cityscapes classes"):
         check_params({**smoke_params.model_dump(), "label_space": "camvid", "source_dataset": "gta5",
                       "source_root": "x"}, "x")  # fmt: skip
+
+
+def test_label_ids_are_converted_to_files_of_train_ids(gta5, tmp_path, capsys):
+    words = ["--dataset", "gta5", "--root", str(gta5), "--split", "all", "--out", str(tmp_path / "out")]
+    assert layouts.main(words) == 0 and "3 maps" in capsys.readouterr().out
+    _, labels = scene(1)
+    assert np.array_equal(photo(tmp_path / "out" / "00001.png"), labels)
+    (tmp_path / "out" / "00001.png").unlink()
+    (gta5 / "labels" / "00001.png").write_bytes(b"half")
+    assert layouts.main(words) == 1 and "00001.png: cannot be read" in capsys.readouterr().err
