@@ -38,11 +38,13 @@ figures: .venv/ready
 	  -p "seeds=[$(shell echo $(SEEDS) | tr ' ' ',')]"
 	@$(PY) notebooks/run.py 08_findings --study $(STUDY) --seed $(firstword $(SEEDS))
 
-# ARMS="plain mix": some arms alone. All of them are hours; QUICK=1 are the rows of stage 2, see params/ablation.yaml.
+# ARMS="plain mix": some arms alone. All of them take hours; QUICK=1 takes the rows of stage 2. Seeds as in
+# params/ablation.yaml unless SEEDS is given.
+PLAN := $(STUDY) $(if $(filter command line,$(origin SEEDS)),$(shell echo $(SEEDS) | tr ' ' ','),-)
 ablation: .venv/ready
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake ablation --nolock --rerun-incomplete --cores $(CORES) -q all \
-	  --config $$($(PY) -m b2ma_core.ablation config $(if $(QUICK),quick) $(ARMS)) jobs=$(JOBS)
-	@$(PY) -m b2ma_core.ablation table
+	  --config $$($(PY) -m b2ma_core.ablation config $(PLAN) $(if $(QUICK),quick) $(ARMS)) jobs=$(JOBS)
+	@$(PY) -m b2ma_core.ablation table $(PLAN)
 
 benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py

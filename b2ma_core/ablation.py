@@ -127,21 +127,23 @@ def curve(study: str, points: dict, seeds: Sequence[int], runs: Path = PROJECT /
     return {value: miou for value, miou in found.items() if miou is not None}
 
 
-def main(what: str, *names: str) -> None:
-    """``config [quick] [ARM ..]`` prints what Snakefile is told; ``table`` prints the table of what has been run."""
+def main(what: str, study: str, seeds: str, *names: str) -> None:
+    """``config STUDY SEEDS [quick] [ARM ..]`` prints what Snakefile is told, ``table STUDY SEEDS`` what came out.
+
+    ``SEEDS`` are joined by commas; "-" stands for those of ``params/ablation.yaml``.
+    """
     plan = read_ablation()
+    numbers = plan["seeds"] if seeds == "-" else [int(seed) for seed in seeds.split(",")]
     if what == "table":
-        rows = ablation_rows(plan["study"], plan["table"], plan["seeds"])
-        print(
-            f"\n{plan['study']}, seeds {plan['seeds']}: mean, and paired difference with a 95% interval (Student's t)"
-        )
+        rows = ablation_rows(study, plan["table"], numbers)
+        print(f"\n{study}, seeds {numbers}: mean, and paired differences (95%, Student's t)")
         print(plain(*ablation_cells(rows)))
         return
     if names[:1] == ("quick",):
         names = (*plan["quick"], *names[1:])
     points = [cell for curve in plan["curves"].values() for cell in curve.values()]
     arms = names or arms_of([*plan["table"].values(), *points])
-    print(f"study={plan['study']} seeds={','.join(map(str, plan['seeds']))} arms={','.join(arms)}")
+    print(f"study={study} seeds={','.join(map(str, numbers))} arms={','.join(arms)}")
 
 
 if __name__ == "__main__":

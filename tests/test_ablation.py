@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from b2ma_core.ablation import ablation_rows, arms_of, branch, curve, first_stage, read_ablation, switched
+from b2ma_core.ablation import ablation_rows, arms_of, branch, curve, first_stage, main, read_ablation, switched
 from b2ma_core.params import Params, ParamsError, load_params
 from b2ma_core.records import PROJECT, STAGES, Run, write_json
 from b2ma_core.tables import difference, gains, paired_difference
@@ -87,3 +87,12 @@ def test_gains_name_rare_classes_and_those_that_died():
     (line,) = gains([{"rows": rows, "class_shares": [0.99, 0.008, 0.002]}])
     assert line["name"] == "stage 1" and line["died"] == [1]
     assert line["all"][0] == pytest.approx(0.1 / 3) and line["rare"][0] == pytest.approx(0.0)
+
+
+def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
+    main("config", "camvid", "0,1", "source_jitter")
+    assert capsys.readouterr().out == "study=camvid seeds=0,1 arms=source_jitter\n"
+    main("config", "minicity", "-", "quick")
+    assert capsys.readouterr().out == "study=minicity seeds=0,1,2 arms=plain,mix,mix_patches\n"
+    main("config", "minicity", "-")
+    assert "published_stage1" in capsys.readouterr().out
