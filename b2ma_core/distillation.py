@@ -112,8 +112,9 @@ class ClassShares(nn.Module):
     """Keeps the teacher's class shares near those of the pseudo labels, by a change of its logits.
 
     Self-training feeds on itself: a class that the teacher says a little too seldom dies out, one that it says too
-    often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``: ``running`` is the
-    mean of the teacher's own probabilities, unchanged, so that the pull weakens as the shares come near.
+    often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``: ``running`` are the
+    shares of the teacher's own labels, unchanged, so that the pull weakens as they come near. Labels and not
+    probabilities: label smoothing lends each class the same probability everywhere, which is more than a rare one's share.
 
     Args:
         frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1.
@@ -123,7 +124,8 @@ class ClassShares(nn.Module):
         limit: largest change of a logit.
         momentum: share of the running mean that a step keeps, after a warm-up.
 
-    Source: Berthelot et al., ReMixMatch (ICLR 2020), distribution alignment; exponent and limit are ours.
+    Source: Berthelot et al., ReMixMatch (ICLR 2020), distribution alignment, there of probabilities; exponent, limit
+    and shares of labels are ours.
     """
 
     def __init__(self, frequencies: np.ndarray, weight: float, exponent: float, limit: float, momentum: float = 0.99):
@@ -140,7 +142,8 @@ class ClassShares(nn.Module):
 
         Several processes take the mean over all.
         """
-        shares = logits[..., ::4, ::4].float().softmax(1).mean((0, 2, 3))
+        labels = logits[..., ::4, ::4].argmax(1).flatten()
+        shares = torch.bincount(labels, minlength=len(self.target)) / labels.numel()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(shares)
             shares /= distributed.get_world_size()

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -73,36 +74,46 @@ def test_confidence_is_a_probability_or_the_published_logit():
     torch.testing.assert_close(logit, logits.max(1).values)
 
 
-def shares_after(probability: float, target: float, steps: int = 1, **options) -> ClassShares:
-    """Two classes; the teacher says the first with one probability everywhere, the pseudo labels with another."""
-    options = {"weight": 1.0, "exponent": 1.0, "limit": 9.0, **options}
-    shares = ClassShares(np.array([target, 1 - target]), **options)
-    logits = torch.tensor([probability, 1 - probability]).log().view(1, 2, 1, 1).expand(1, 2, 8, 8)
-    for _ in range(steps):
-        shares.update(logits)
+def answers(share: float) -> torch.Tensor:
+    """``(1, 2, 40, 40)`` logits of two classes, the first the likelier one in a share of the rows."""
+    first = (torch.arange(40) < 40 * share).float().view(1, 1, 40, 1).expand(1, 1, 40, 40)
+    return torch.cat([first, 1 - first], 1) * 3
+
+
+def shares_after(share: float, target: float, **options) -> ClassShares:
+    """The teacher says the first of two classes in one share of the pixels, the pseudo labels in another."""
+    shares = ClassShares(np.array([target, 1 - target]), **{"weight": 1.0, "exponent": 1.0, "limit": 9.0, **options})
+    shares.update(answers(share))
     return shares
 
 
 def test_the_teachers_class_shares_are_drawn_to_those_of_the_pseudo_labels():
-    logits = torch.tensor([0.9, 0.1]).log().view(1, 2, 1, 1)
-    _, confidence = teach(lambda images: logits, None, "probability", shares_after(0.9, 0.6, 5))
-    assert confidence.item() == pytest.approx(0.6, abs=1e-3)  # one answer everywhere: it becomes the target's
-    _, confidence = teach(lambda images: logits.bfloat16(), None, "probability", shares_after(0.9, 0.6, weight=0.0))
-    assert confidence.dtype == torch.float32 and confidence.item() == pytest.approx(0.9, abs=4e-3)
+    change = shares_after(0.9, 0.6).change()
+    assert change.tolist() == pytest.approx([math.log(0.6 / 0.9), math.log(0.4 / 0.1)], abs=1e-3)
     assert shares_after(0.9, 0.6, limit=0.2).change().tolist() == pytest.approx([-0.2, 0.2])
+    assert shares_after(0.9, 0.6, weight=0.0).change().tolist() == [0, 0]
     half = shares_after(0.9, 0.8, exponent=0.5).target
     assert (half[0] / half[1]).item() == pytest.approx(2.0, abs=1e-3)  # sqrt(0.8 / 0.2)
 
 
+def test_the_teachers_logits_are_counted_first_and_changed_then():
+    shares, logits = shares_after(0.9, 0.6), answers(0.9)
+    labels, confidence = teach(lambda images: logits.bfloat16(), None, "probability", shares)
+    expected = (logits + shares.change().view(1, 2, 1, 1)).softmax(1).max(1)
+    assert confidence.dtype == torch.float32 and torch.equal(labels, expected.indices)
+    torch.testing.assert_close(confidence, expected.values)
+    assert int(shares.steps) == 2 and shares.running.tolist() == pytest.approx([0.9, 0.1])
+
+
 def test_the_pull_weakens_as_the_shares_come_near():
     """Unlike a fixed change of the logits, which goes on and on once the student learns from it."""
-    far, near, there = (shares_after(p, 0.8).change()[1].item() for p in (0.99, 0.9, 0.8))
+    far, near, there = (shares_after(share, 0.8).change()[1].item() for share in (0.975, 0.9, 0.8))
     assert far > near > there == pytest.approx(0, abs=1e-3)
 
 
 def test_the_running_shares_are_a_mean_that_forgets():
-    shares = shares_after(0.9, 0.5, 1)
-    shares.update(torch.tensor([0.5, 0.5]).log().view(1, 2, 1, 1))
+    shares = shares_after(0.9, 0.5)
+    shares.update(answers(0.5))
     assert shares.running.tolist() == pytest.approx([0.7, 0.3])  # of two steps
     assert set(shares.state_dict()) == {"target", "running", "steps"}  # all that a checkpoint has to keep
 
