@@ -215,7 +215,7 @@ def miou_by_row(rows: Mapping[str, Sequence[float]]) -> Figure:
         axis.scatter([i] * len(rows[name]), 100 * np.array(rows[name]), s=8, color="0.35", zorder=3)
     if "oracle" in rows:
         axis.axhline(100 * np.mean(rows["oracle"]), color=PALETTE[2], linestyle="--", label="oracle")
-        axis.legend(loc="center right")
+        axis.legend(loc="lower right")
     axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
     axis.set(ylabel="mIoU (%)")
     return figure

@@ -132,6 +132,36 @@ def gains(evaluations: Sequence[dict], rare_below: float = 0.01) -> list[dict]:
     return lines
 
 
+def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> str:
+    """What asking, stage 1 and stage 2 bring, and the classes that stage 2 moved most: means over seeds.
+
+    Args:
+        study: its name.
+        evaluations: one a seed.
+        names: of the classes.
+    """
+    rows = [name for name in evaluations[0]["rows"] if name != "oracle"]
+
+    def mean(name: str) -> float:
+        return 100 * float(np.mean([e["rows"][name]["miou"] for e in evaluations]))
+
+    def iou(name: str) -> np.ndarray:
+        values = [[np.nan if v is None else v for v in e["rows"][name]["iou"]] for e in evaluations]
+        return 100 * np.array(values, float).mean(0)
+
+    steps = [f"{b} {mean(b) - mean(a):+.1f}" for a, b in zip(rows, rows[1:], strict=False)]
+    text = f"**{study}**: {rows[0]} {mean(rows[0]):.1f} mIoU; " + ", ".join(steps)
+    if "oracle" in evaluations[0]["rows"]:
+        closed = gap_closed(mean(rows[0]), mean(rows[-1]), mean("oracle"))
+        text += f"; {100 * closed:.0f}% of the way to the oracle's {mean('oracle'):.1f}"
+    if "stage 1" in rows and rows[-1] != "stage 1":
+        moved = iou(rows[-1]) - iou("stage 1")
+        order = [c for c in np.argsort(moved) if moved[c] == moved[c]]
+        lost, won = ([f"{names[c]} {moved[c]:+.1f}" for c in some] for some in (order[:3], order[:-4:-1]))
+        text += f". From stage 1 to {rows[-1]}: most won {', '.join(won)}; most lost or least won {', '.join(lost)}"
+    return text + "."
+
+
 def finished_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
     """Every seed of a study that has been evaluated."""
     found = (runs / study).glob(f"*/records/{STAGES[6]}.json")

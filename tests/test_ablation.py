@@ -7,7 +7,7 @@ import pytest
 from b2ma_core.ablation import ablation_rows, arms_of, branch, curve, first_stage, main, read_ablation, switched
 from b2ma_core.params import Params, ParamsError, load_params
 from b2ma_core.records import PROJECT, STAGES, Run, write_json
-from b2ma_core.tables import difference, gains, paired_difference
+from b2ma_core.tables import difference, gains, in_words, paired_difference
 
 PARAMS = PROJECT / "params"
 
@@ -96,3 +96,13 @@ def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
     assert capsys.readouterr().out == "study=minicity seeds=0,1,2 arms=plain,mix,mix_patches\n"
     main("config", "minicity", "-")
     assert "published_stage1" in capsys.readouterr().out
+
+
+def test_the_findings_in_words_by_hand():
+    rows = {name: {"miou": miou, "iou": [miou, miou + d]} for name, miou, d in
+            (("source-only", 0.2, 0), ("stage 1", 0.3, 0.1), ("round 1", 0.4, -0.1), ("oracle", 0.6, 0))}  # fmt: skip
+    text = in_words("mine", [{"rows": rows}], ("road", "pole"))
+    assert text.startswith(
+        "**mine**: source-only 20.0 mIoU; stage 1 +10.0, round 1 +10.0; 50% of the way to the oracle's 60.0"
+    )
+    assert "most won road +10.0, pole -10.0; most lost or least won pole -10.0, road +10.0" in text
