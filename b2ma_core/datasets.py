@@ -111,7 +111,7 @@ def list_items(part: Part) -> list[Item]:
 
     Raises:
         FileNotFoundError: if the folder is missing; the message shows the layout expected.
-        ValueError: if no sample is left.
+        ValueError: if no sample is left, or two have the same name.
     """
     if part.dataset == "minicity":
         return [
@@ -128,6 +128,11 @@ def list_items(part: Part) -> list[Item]:
                 "that you have"
             ) from None
     items = items[: part.count]
+    names = [item.name for item in items]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"{part.name}: {len(twice)} names stand for two images, {', '.join(twice[:3])}: rename one of "
+                         "each, labels and predictions go by name")  # fmt: skip
     if not items:
         of = f" of sequences {part.sequences}" if part.sequences else ""
         raise ValueError(f"{part.name}: {root / part.split} holds no images{of} ({', '.join(IMAGE_SUFFIXES)})")

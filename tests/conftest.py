@@ -42,6 +42,14 @@ def street_folder(tmp_path) -> Path:
 
 
 @pytest.fixture
+def distinct_names(street_folder) -> None:
+    """The images of ``val`` get names of their own, as splits that are joined need."""
+    for folder in ("val", "valannot"):
+        for i in (1, 0):
+            (street_folder / folder / f"seq_{i}.png").rename(street_folder / folder / f"seq_{i + 4}.png")
+
+
+@pytest.fixture
 def folder_params(smoke_params, street_folder):
     values = {
         **smoke_params.model_dump(), "study": "folder", "target_dataset": "folder", "target_root": str(street_folder),

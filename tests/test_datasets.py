@@ -103,12 +103,18 @@ def test_sequences_choose_files_by_their_beginning(folder_params, street_folder)
         datasets.list_items(datasets.parts(params)["target_train"])
 
 
-def test_joined_splits_are_told_apart_and_native_sizes_kept(folder_params, tmp_path):
+def test_two_images_of_one_name_are_named(folder_params, tmp_path):
+    params = check_params({**folder_params.model_dump(), "target_val_split": "train+val"}, "x")
+    with pytest.raises(ValueError, match="target_val: 2 names stand for two images, seq_0, seq_1"):
+        datasets.prepare(params, 1, tmp_path / "data")
+
+
+def test_joined_splits_are_told_apart_and_native_sizes_kept(folder_params, distinct_names, tmp_path):
     values = {**folder_params.model_dump(), "target_val_split": "train+val", "image_size": [64, 64]}
     val = datasets.prepare(check_params(values, "x"), 1, tmp_path / "data")["target_val"]
     assert val.splits == ["train"] * 4 + ["val"] * 2 and val.sizes == [(64, 128)] * 6
     part = val.of_split("val")
-    assert part.names == ["seq_0", "seq_1"] and np.array_equal(part.labels, val.labels[4:])
+    assert part.names == ["seq_4", "seq_5"] and np.array_equal(part.labels, val.labels[4:])
     assert np.array_equal(val.of([5, 0]).images, val.images[[5, 0]])
 
 

@@ -1,0 +1,52 @@
+"""Evaluation of a run: splits that were joined are scored apart, predictions have each image's own size."""
+
+import numpy as np
+import pytest
+from conftest import photo
+
+from b2ma_core import datasets, evaluation, tables
+from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.models import build_model, save_weights
+from b2ma_core.params import check_params
+from b2ma_core.records import Run
+from b2ma_core.training import make_fabric, predict
+
+
+@pytest.fixture
+def finished(folder_params, street_folder, distinct_names, tmp_path, monkeypatch):
+    """A run whose student has random weights, on six images of two splits, seen at half their size."""
+    values = {
+        **folder_params.model_dump(), "target_val_split": "train+val", "image_size": [32, 64], "rounds": 0, "grid": 2,
+        "box": "folder", "box_root": str(street_folder / "trainannot"),
+    }  # fmt: skip
+    run = Run(check_params(values, "x"), 0, tmp_path / "runs")
+    datasets.prepare(run.params, 1, tmp_path / "data")
+    monkeypatch.setattr(evaluation, "load", lambda params, name: datasets.load(params, name, tmp_path / "data"))
+    run.model = build_model("deeplab_small", 19).eval()
+    save_weights(run.model.state_dict(), run.path("stage1", "student.safetensors"))
+    run.val = datasets.load(run.params, "target_val", tmp_path / "data")
+    return run
+
+
+def test_joined_splits_are_scored_apart_and_together(finished):
+    metrics, scores = evaluation.evaluate_run(finished, False)
+    answers = predict(finished.model, make_fabric(finished.params), finished.val.images, (64, 128))
+    for at, value in (
+        (slice(0, 4), metrics["rows"]["stage 1"]["splits"]["train"]["miou"]),
+        (slice(4, 6), metrics["rows"]["stage 1"]["splits"]["val"]["miou"]),
+        (slice(0, 6), metrics["rows"]["stage 1"]["miou"]),
+    ):
+        expected = ConfusionMatrix(19)
+        expected.update(answers[at], np.array(finished.val.labels[at]))
+        assert value == pytest.approx(expected.miou(), abs=1e-3)
+    assert int(scores["stage 1"].matrix.sum()) == (np.array(finished.val.labels) != 255).sum()
+    assert tables.splits_of([metrics]) == ["train", "val"]
+    (row,) = tables.result_rows([metrics], "val")
+    assert row["miou"] == [metrics["rows"]["stage 1"]["splits"]["val"]["miou"]] and row["gap"] is None
+
+
+def test_predictions_are_written_at_each_images_own_size(finished):
+    shown = evaluation.predict_part(finished, finished.val)
+    assert shown.shape == (6, 32, 64)
+    written = sorted(finished.path("predictions", "target_val").iterdir())
+    assert all(photo(path).shape == (64, 128) for path in written)
