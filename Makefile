@@ -48,6 +48,7 @@ ablation: .venv/ready
 
 benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py
+	$(PY) benchmarks/input_pipeline.py
 
 clean:
 	rm -rf "runs/$(STUDY)" "data/$(STUDY)"
