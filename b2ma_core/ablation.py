@@ -110,12 +110,17 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
 
 
 def ablation_rows(study: str, table: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
-    """The table's rows that have been run: name, mIoU of each seed, and difference and interval to the row above."""
-    rows = []
+    """The table's rows that have been run: name, mIoU of each seed, and difference and interval to the row above.
+
+    A name says how many rows above it are missing, whose part is then in its difference.
+    """
+    rows, missing = [], 0
     for name, cell in table.items():
         miou = cell_scores(study, cell, seeds, runs)
         if miou is None:
+            missing += 1
             continue
+        name, missing = f"{name} (and {missing} not run)" if missing else name, 0
         against = paired_difference(miou, rows[-1]["miou"]) if rows else None
         rows.append({"name": name, "miou": miou, "difference": against})
     return rows

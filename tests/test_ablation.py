@@ -70,7 +70,7 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
         finished("minicity", seed, tmp_path, {"stage 1": {"miou": a}, "round 1": {"miou": b}})
     table = {"first": [None, "stage 1"], "not run": ["plain", "round 1"], "second": [None, "round 1"]}
     rows = ablation_rows("minicity", table, [0, 1, 2], tmp_path)
-    assert [row["name"] for row in rows] == ["first", "second"] and rows[0]["difference"] is None
+    assert [row["name"] for row in rows] == ["first", "second (and 1 not run)"] and rows[0]["difference"] is None
     mean, half = rows[1]["difference"]
     assert mean == pytest.approx(0.02) and half == pytest.approx(4.303 * 0.01 / math.sqrt(3))
     assert curve("minicity", {1: ["plain", "round 1"], 6: [None, "stage 1"]}, [0, 1, 2], tmp_path) == {
