@@ -93,7 +93,7 @@ def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
     main("config", "camvid", "0,1", "source_jitter")
     assert capsys.readouterr().out == "study=camvid seeds=0,1 arms=source_jitter\n"
     main("config", "minicity", "-", "quick")
-    assert capsys.readouterr().out == "study=minicity seeds=0,1,2 arms=plain,mix,mix_patches\n"
+    assert capsys.readouterr().out == "study=minicity seeds=0,1,2 arms=plain,mix,mix_patches,no_mix\n"
     main("config", "minicity", "-")
     assert "published_stage1" in capsys.readouterr().out
 
