@@ -1,6 +1,6 @@
 # make study    sets up .venv and runs a study            make test    sets up .venv and passes the tests
 # make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
-# make ablation the parts of the method one by one        (QUICK=1: three arms of stage 2)
+# make ablation the parts of the method one by one        (QUICK=1: the arms of stage 2)
 # make clean    removes the runs and data of STUDY        Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
 #                                                         LAB="--no-browser --port 8889" for a machine far away
 STUDY ?= minicity

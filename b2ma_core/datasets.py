@@ -8,6 +8,7 @@ target_test. It is checked as a whole, brought to the study's image size once, a
 import json
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -77,6 +78,8 @@ class Data:
 
     def of_split(self, split: str) -> "Data":
         """The images of one split."""
+        if set(self.splits) == {split}:
+            return self  # stays memory-mapped
         return self.of([i for i, s in enumerate(self.splits) if s == split])
 
 
@@ -128,8 +131,7 @@ def list_items(part: Part) -> list[Item]:
                 "that you have"
             ) from None
     items = items[: part.count]
-    names = [item.name for item in items]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = [name for name, times in Counter(item.name for item in items).items() if times > 1]
     if twice:
         raise ValueError(f"{part.name}: {len(twice)} names stand for two images, {', '.join(twice[:3])}: rename one of "
                          "each, labels and predictions go by name")  # fmt: skip

@@ -114,7 +114,8 @@ class ClassShares(nn.Module):
     Self-training feeds on itself: a class that the teacher says a little too seldom dies out, one that it says too
     often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``: ``running`` are the
     shares of the teacher's own labels, unchanged, so that the pull weakens as they come near. Labels and not
-    probabilities: label smoothing lends each class the same probability everywhere, more than a rare one's share.
+    probabilities: after stage 1, with class weights and label smoothing, rare classes (under 1% of the votes) had 17
+    and 20% of the probability and 3 and 5% of the labels on two worlds of MiniCity; the target was 4 and 5%.
 
     Args:
         frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1.

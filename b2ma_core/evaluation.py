@@ -83,10 +83,12 @@ def predict_part(run: Run, part: Data) -> np.ndarray:
     fabric = make_fabric(run.params)
     last = weights_of(row_names(run)[-1])
     model = fabric.to_device(trained_model(run, "target", *last, "student.safetensors"))
-    for i, name in enumerate(part.names):
-        labels = predict(model, fabric, part.images[i : i + 1], part.sizes[i])[0]
+    answers = predict(model, fabric, part.images)
+    for i, (name, labels, size) in enumerate(zip(part.names, answers, part.sizes, strict=True)):
+        if labels.shape != size:
+            labels = predict(model, fabric, part.images[i : i + 1], size)[0]
         write_png(run.path("predictions", part.name, f"{name}.png"), labels)
-    return predict(model, fabric, part.images)
+    return answers
 
 
 def load_samples(run: Run) -> dict[str, np.ndarray]:

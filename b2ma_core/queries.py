@@ -1,8 +1,8 @@
 """Asking a box more than once: views of an image, and what several answers agree on.
 
 A box that only gives labels may answer a well-exposed, quiet photograph better than a dark, pale or noisy one (on
-MiniCity it does; on CamVid at dusk votes changed nothing), and where its answers to several views differ, it is less
-often right. No view moves a pixel, so every answer lies in the image's own frame.
+MiniCity it does; on CamVid at dusk the votes are worse than the plain answers), and where its answers to several views
+differ, it is less often right. No view moves a pixel, so every answer lies in the image's own frame.
 """
 
 import numpy as np

@@ -238,8 +238,8 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Ca
     """mIoU for the curve, on 100 images at most, evenly chosen; the evaluation takes all."""
     if data is None or data.labels is None:
         return None
-    chosen = np.linspace(0, len(data) - 1, min(len(data), 100)).astype(int)
-    return lambda: score(model, fabric, data.of(chosen), num_classes(run.params)).miou()
+    shown = data.of(np.linspace(0, len(data) - 1, min(len(data), 100)).astype(int))
+    return lambda: score(model, fabric, shown, num_classes(run.params)).miou()
 
 
 def open_box(run: Run) -> BlackBox:

@@ -32,6 +32,11 @@ def splits_of(evaluations: Sequence[dict]) -> list[str]:
     return list(next(iter(evaluations[0]["rows"].values()), {}).get("splits", {}))
 
 
+def per_class(evaluations: Sequence[dict], name: str, key: str = "iou") -> np.ndarray:
+    """``(S, C)`` float64 IoU or precision of a row by seed and class, 0 .. 1; NaN where the record has none."""
+    return np.array([e["rows"][name][key] for e in evaluations], float)
+
+
 def result_rows(evaluations: Sequence[dict], split: str | None = None) -> list[dict]:
     """One row per stage: name, mIoU of each seed, and the gap's share of each seed (None without an oracle).
 
@@ -115,14 +120,11 @@ def gains(evaluations: Sequence[dict], rare_below: float = 0.01) -> list[dict]:
     if "source-only" not in names:
         return []
 
-    def iou(name: str) -> np.ndarray:
-        return np.array([[np.nan if v is None else v for v in e["rows"][name]["iou"]] for e in evaluations])
-
     shares = np.array(evaluations[0]["class_shares"])
     rare = np.flatnonzero((shares > 0) & (shares < rare_below))
-    before, lines = iou("source-only"), []
+    before, lines = per_class(evaluations, "source-only"), []
     for name in names[1:]:
-        after = iou(name)
+        after = per_class(evaluations, name)
         lines.append({
             "name": name,
             "all": paired_difference(np.nanmean(after, 1), np.nanmean(before, 1)),
@@ -145,17 +147,13 @@ def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> s
     def mean(name: str) -> float:
         return 100 * float(np.mean([e["rows"][name]["miou"] for e in evaluations]))
 
-    def iou(name: str) -> np.ndarray:
-        values = [[np.nan if v is None else v for v in e["rows"][name]["iou"]] for e in evaluations]
-        return 100 * np.array(values, float).mean(0)
-
     steps = [f"{b} {mean(b) - mean(a):+.1f}" for a, b in zip(rows, rows[1:], strict=False)]
     text = f"**{study}**: {rows[0]} {mean(rows[0]):.1f} mIoU; " + ", ".join(steps)
     if "oracle" in evaluations[0]["rows"]:
         closed = gap_closed(mean(rows[0]), mean(rows[-1]), mean("oracle"))
         text += f"; {100 * closed:.0f}% of the way to the oracle's {mean('oracle'):.1f}"
     if "stage 1" in rows and rows[-1] != "stage 1":
-        moved = iou(rows[-1]) - iou("stage 1")
+        moved = 100 * (per_class(evaluations, rows[-1]) - per_class(evaluations, "stage 1")).mean(0)
         order = [c for c in np.argsort(moved) if moved[c] == moved[c]]
         lost, won = ([f"{names[c]} {moved[c]:+.1f}" for c in some] for some in (order[:3], order[:-4:-1]))
         text += f". From stage 1 to {rows[-1]}: most won {', '.join(won)}; most lost or least won {', '.join(lost)}"
