@@ -48,6 +48,12 @@ def label_loss(logits: Tensor, train_ids: Tensor, weights: Tensor | None = None,
     return pixel_cross_entropy(logits, train_ids, weight=weights, ignore_index=255, label_smoothing=smoothing)
 
 
+def pixel_weight(train_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What :func:`label_loss` is a mean over: the number of labelled pixels, or the sum of their classes' weights."""
+    labelled = train_ids[train_ids != 255]
+    return labelled.numel() * torch.ones((), device=train_ids.device) if weights is None else weights[labelled].sum()
+
+
 def consistency_loss(
     logits: Tensor,
     pseudo_labels: Tensor,

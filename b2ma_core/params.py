@@ -65,6 +65,9 @@ class Params(BaseModel):
     box_root: str | None = None
     box_flip: bool = True  # average the logits of the image and its mirror image
     box_queries: Annotated[int, Field(ge=1, le=len(VIEWS))] = len(VIEWS)  # views of an image that a model is asked for
+    vote_exponent: NotNegative = (
+        4.0  # an answer counts (its agreement with most answers to the image) ** this; 0: all alike
+    )
     box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
     source_network: str = "deeplab_small"
     source_start: str = "scratch"  # scratch | imagenet | a weights file
@@ -78,7 +81,8 @@ class Params(BaseModel):
     # --- every training on labels: source, stage 1, oracle
     target_network: str = "deeplab_small"
     init: str = "scratch"  # start of stage 1: scratch | imagenet | a weights file | source (the white box)
-    batch_size: Count = 8
+    batch_size: Count = 8  # images a step, of all processes together
+    accumulate: Count = 1  # parts that a batch is computed in, one after another, where memory is short
     weight_decay: NotNegative = 1.0e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     crop: Size | None = None  # None: the image's size

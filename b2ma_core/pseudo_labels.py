@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
+import torchvision.transforms.v2.functional as T
 from PIL import Image
 from tqdm import tqdm
 
@@ -10,7 +12,7 @@ from b2ma_core.black_box import BlackBox, LocalModel, ask
 from b2ma_core.datasets import Data
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.params import Params
-from b2ma_core.queries import plurality, views
+from b2ma_core.queries import views, vote
 from b2ma_core.records import Run, write_png
 
 
@@ -24,9 +26,9 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.nd
 
     Args:
         run: the run. ``labels/<part>/<name>.png`` get the answers to the images as they are and
-            ``labels/<part>_color/`` pictures of them; with several queries ``labels/<part>_votes/`` get what most
-            answers say and ``labels/<part>_confidence/`` the share that say so (0 .. 255). Where the owner publishes
-            confidences, those stand there.
+            ``labels/<part>_color/`` pictures of them; with several queries ``labels/<part>_votes/`` get what the
+            answers say together and ``labels/<part>_confidence/`` the share that say so (0 .. 255). Where the owner
+            publishes confidences, those stand there.
         box: the box.
         data: the part.
         batch: images per question.
@@ -45,10 +47,11 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.nd
     for start in tqdm(range(0, len(todo), batch), desc=f"ask for {data.name}", unit="batch", mininterval=5):
         indices = todo[start : start + batch]
         images, names = np.array(data.images[indices]), [data.names[i] for i in indices]
-        answers = np.stack([ask(box, view, names, space, size) for view in views(images, count)])
+        answers = [ask(box, view, names, space, size) for view in views(images, count)]
+        answers = np.stack([in_frame(answer, answers[0].shape[1:]) for answer in answers])
         kept = {"_color": [space.colorize(labels) for labels in answers[0]]}
         if count > 1:
-            kept["_votes"], shares = plurality(answers, space.num_classes)
+            kept["_votes"], shares = vote(answers, space.num_classes, run.params.vote_exponent)
             kept["_confidence"] = (shares * 255).round().astype(np.uint8)
         if run.params.box_confidence and isinstance(box, LocalModel):
             kept["_confidence"] = (box.predict_with_confidence(images, size)[1] * 255).round().astype(np.uint8)
@@ -56,6 +59,13 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.nd
             for name, values in zip(names, maps, strict=True):
                 write_png(run.path("labels", data.name + suffix, f"{name}.png"), values)
     return read_labels(run, data)
+
+
+def in_frame(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``(N, h, w)`` uint8 labels of a view brought to the (height, width) of the image, by the nearest."""
+    if labels.shape[1:] == size:
+        return labels
+    return T.resize(torch.from_numpy(labels), list(size), interpolation=T.InterpolationMode.NEAREST_EXACT).numpy()
 
 
 def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Asking a box more than once: views of an image, and what several answers agree on.
 
 A box that only gives labels may answer a well-exposed, quiet photograph better than a dark, pale or noisy one (on
-MiniCity it does; on CamVid at dusk the votes are worse than the plain answers), and where its answers to several views
-differ, it is less often right. No view moves a pixel, so every answer lies in the image's own frame.
+MiniCity it does), and where its answers to several views
+differ, it is less often right. Which views suit an image shows in the labels alone: they agree with the others.
 """
 
 import numpy as np
@@ -38,38 +38,91 @@ def expose(images: Tensor) -> Tensor:
     return ((pixels - mean) / std.clamp(min=1) * PHOTO_STD + PHOTO_MEAN).clamp(0, 255).to(torch.uint8)
 
 
-VIEWS = (
-    ("as it is", lambda images: images),
-    ("quiet, exposed", lambda images: expose(quieten(images))),
-    ("quiet, full contrast", lambda images: T.autocontrast(quieten(images))),
-    ("exposed", expose),
-    ("full contrast", T.autocontrast),
-    ("quiet", quieten),
+VIEWS = (  # name, change of the pixels, enlargement
+    ("as it is", lambda images: images, 1.0),
+    ("quiet, exposed", lambda images: expose(quieten(images)), 1.0),
+    ("quiet, full contrast", lambda images: T.autocontrast(quieten(images)), 1.0),
+    ("exposed", expose, 1.0),
+    ("full contrast", T.autocontrast, 1.0),
+    ("quiet", quieten, 1.0),
+    ("larger", lambda images: images, 1.5),
+    ("quiet, exposed, larger", lambda images: expose(quieten(images)), 1.5),
+    ("smaller", lambda images: images, 0.75),
+    ("quiet, exposed, smaller", lambda images: expose(quieten(images)), 0.75),
 )
 
 
 def views(images: np.ndarray, count: int) -> list[np.ndarray]:
-    """The first ``count`` views (1 .. 6) of ``(N, H, W, 3)`` uint8 RGB images; the first is the images themselves."""
+    """The first ``count`` views (1 .. 10) of ``(N, H, W, 3)`` uint8 RGB images; the first is the images themselves.
+
+    Sides of the larger and smaller ones are the nearest multiples of 8 pixels. All cut off nothing and mirror
+    nothing, so that an answer, brought back to H and W, lies in the image's frame.
+    """
     batch = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
-    return [np.ascontiguousarray(change(batch).permute(0, 2, 3, 1).numpy()) for _, change in VIEWS[:count]]
+    seen = []
+    for _, change, scale in VIEWS[:count]:
+        view = change(batch)
+        if scale != 1:
+            view = T.resize(view, [max(round(side * scale / 8), 1) * 8 for side in batch.shape[2:]], antialias=True)
+        seen.append(np.ascontiguousarray(view.permute(0, 2, 3, 1).numpy()))
+    return seen
 
 
-def plurality(answers: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def plurality(
+    answers: np.ndarray, num_classes: int, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The class with the most votes at each pixel, and its share of them.
 
     Args:
         answers: ``(K, ...)`` uint8 train ids, one map or batch of maps per query; values from ``num_classes`` on are
             no vote.
         num_classes: number of classes.
+        weights: what a vote counts, positive, of a shape that broadcasts to that of the answers; None: each one.
 
     Returns:
-        ``(...)`` uint8 train ids, 255 where nobody voted; ties go to the lower id. ``(...)`` float32 shares of the K
-        answers, 0 .. 1.
+        ``(...)`` uint8 train ids, 255 where nobody voted; ties go to the lower id. ``(...)`` float32 shares of all
+        weight, 0 .. 1.
     """
+    if weights is None:
+        weights = np.ones((len(answers),) + (1,) * (answers.ndim - 1))
+    weights = (weights / weights.sum(0)).astype(np.float32)
     labels = np.full(answers.shape[1:], 255, np.uint8)
-    most = np.zeros(answers.shape[1:], np.uint8)
+    most = np.zeros(answers.shape[1:], np.float32)
     for c in range(num_classes):
-        votes = (answers == c).sum(0, dtype=np.uint8)
+        votes = np.zeros_like(most)
+        for answer, weight in zip(answers, weights, strict=True):
+            votes += (answer == c) * weight
         labels[votes > most] = c
         np.maximum(most, votes, out=most)
-    return labels, most.astype(np.float32) / len(answers)
+    return labels, most
+
+
+def agreement(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """``(K, N, 1, 1)`` float, 0 .. 1: the share of each image's pixels on which each query says what ``labels`` say.
+
+    A view that suits the box agrees more with the others than one that does not, image by image; no truth is needed.
+    It is a step of Dawid and Skene's estimate of observers' errors (Applied Statistics, 1979), with one number an
+    observer and image in place of a confusion matrix.
+
+    Args:
+        answers: ``(K, N, H, W)`` uint8 train ids.
+        labels: ``(N, H, W)`` uint8 train ids, for example what most answers say.
+    """
+    return (answers == labels).mean((2, 3), keepdims=True)
+
+
+def vote(answers: np.ndarray, num_classes: int, exponent: float) -> tuple[np.ndarray, np.ndarray]:
+    """What the answers say together: the plurality, then again with votes that count by their agreement with it.
+
+    Args:
+        answers: ``(K, N, H, W)`` uint8 train ids.
+        num_classes: number of classes.
+        exponent: a vote counts ``agreement ** exponent``; 0: all alike.
+
+    Returns:
+        ``(N, H, W)`` uint8 train ids and float32 shares of the weight, as :func:`plurality`.
+    """
+    labels, shares = plurality(answers, num_classes)
+    if exponent == 0:
+        return labels, shares
+    return plurality(answers, num_classes, agreement(answers, labels).clip(1e-3) ** exponent)

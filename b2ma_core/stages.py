@@ -25,6 +25,7 @@ from b2ma_core.distillation import (
     ema_update,
     label_loss,
     make_teacher,
+    pixel_weight,
     self_distillation_loss,
 )
 from b2ma_core.hard_patches import draw_patches, holders, read_patches
@@ -152,10 +153,10 @@ def train_stage2(run: Run, number: int) -> dict:
         with fabric.autocast():
             return teacher(images)
 
-    def hard_patches(step: int):
+    def hard_patches(first: int):
         if not by_class or params.hard_patch_weight == 0:
             return None
-        generator = generator_for(run.seed, f"{stage} patches", step * fabric.world_size + fabric.global_rank)
+        generator = generator_for(run.seed, f"{stage} patches", first)
         if params.hard_patch_draw == "class":
             drawn = draw_patches(by_class, params.hard_patch_batch, generator)
         else:
@@ -164,20 +165,21 @@ def train_stage2(run: Run, number: int) -> dict:
         images, train_ids = cut_patches(data.images, labels, drawn, params.grid)
         return to_device(images, fabric.device), train_ids.to(fabric.device).long()
 
-    def loss_of(step: int, images: Tensor, _):
+    def loss_of(numbers: range, images: Tensor, _):
         student.train()
         if params.student_batch_norm == "frozen":
             freeze_batch_norm(student)
         teacher.train(params.teacher_mode == "train")
-        generator = generator_for(run.seed, f"{stage} mix", step * fabric.world_size + fabric.global_rank)
-        return self_distillation_loss(student, answer, images, hard_patches(step), params, generator, shares)
+        generator = generator_for(run.seed, f"{stage} mix", numbers[0])
+        hard = hard_patches(numbers[0])
+        return self_distillation_loss(student, answer, images, hard, params, generator, shares), len(images)
 
     def after_step(step: int):
         ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average")
 
     batches = Batches(data.images, None, params, run.seed, stage, False, fabric.global_rank, fabric.world_size)
     return fit(
-        fabric, {"student": model, "teacher": teacher, "shares": shares}, optimizer, loss_of, batches,
+        fabric, {"student": model, "teacher": teacher, "shares": shares}, student, optimizer, loss_of, batches,
         run.path(*stage.split("/")), steps=params.stage2_steps, after_step=after_step,
         rate=lambda step: learning_rate(step, params.stage2_steps, params.stage2_learning_rate, params.warmup_steps),
         evaluate=_scorer(run, model, fabric, load(params, "target_val")),
@@ -194,14 +196,16 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     wrapped, optimizer = _set_up(fabric, model, params.source_weight_decay if owners else params.weight_decay, sgd)
     weights = None if weights is None else weights.to(fabric.device)
 
-    def loss_of(step: int, images: Tensor, train_ids: Tensor):
-        wrapped.train()
-        generator = generator_for(run.seed, f"{stage} jitter", step * fabric.world_size + fabric.global_rank)
+    def changed(image: Tensor, number: int) -> Tensor:
+        generator = generator_for(run.seed, f"{stage} jitter", number)
         if jitter > 0:
-            images = jitter_and_blur(images, jitter, 0.8, 0.5, generator)
-        if noise > 0:
-            images = sensor_noise(images, noise, generator)
-        return label_loss(wrapped(images), train_ids, weights, smoothing)
+            image = jitter_and_blur(image, jitter, 0.8, 0.5, generator)
+        return sensor_noise(image, noise, generator) if noise > 0 else image
+
+    def loss_of(numbers: range, images: Tensor, train_ids: Tensor):
+        wrapped.train()
+        images = torch.cat([changed(images[i : i + 1], number) for i, number in enumerate(numbers)])
+        return label_loss(wrapped(images), train_ids, weights, smoothing), pixel_weight(train_ids, weights)
 
     def rate(step: int) -> float:
         return polynomial(step, steps, peak) if sgd else learning_rate(step, steps, peak, params.warmup_steps)
@@ -209,7 +213,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     batches = Batches(images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size,
                       params.source_batch_size if owners else None)  # fmt: skip
     return fit(
-        fabric, {"source" if owners else "student": model}, optimizer, loss_of, batches, run.path(stage),
+        fabric, {"source" if owners else "student": model}, wrapped, optimizer, loss_of, batches, run.path(stage),
         steps=steps, rate=rate,
         evaluate=_scorer(run, model, fabric, evaluate_on),
     )  # fmt: skip

@@ -73,7 +73,8 @@ class Batches(Dataset):
         seed: the run's.
         stage: name that keeps the draws of stages apart.
         augment: cut, scale and mirror; otherwise whole images as they are.
-        rank, ranks: which share of each batch this process sees.
+        rank, ranks: which share of each batch this process sees. Draws belong to an image's number in the training, so
+            that any number of processes sees the same images, changed alike.
         size: images in a batch; None: the parameters' ``batch_size``.
     """
 
@@ -84,19 +85,24 @@ class Batches(Dataset):
         self.size = size or params.batch_size
         self.seed, self.stage, self.rank, self.ranks = seed, stage, rank, ranks
 
+    def numbers(self, step: int) -> range:
+        """The numbers, over the whole training, of the images that this process sees in a step."""
+        return range(step * self.size, (step + 1) * self.size)[self.rank :: self.ranks]
+
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        generator = generator_for(self.seed, f"{self.stage} view", step)
+        order = batch_indices(len(self.images), self.size, step, self.seed, self.stage)[self.rank :: self.ranks]
         samples = []
-        for index in batch_indices(len(self.images), self.size, step, self.seed, self.stage):
+        for number, index in zip(self.numbers(step), order, strict=True):
             image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
             labels = torch.full(image.shape[1:], 255, dtype=torch.uint8)
             if self.labels is not None:
                 labels = torch.from_numpy(np.array(self.labels[index]))
             if self.augment:
+                generator = generator_for(self.seed, f"{self.stage} view", number)
                 size = tuple(self.params.crop or self.images.shape[1:3])
                 image, labels = random_view(image, labels, size, tuple(self.params.random_scale), generator)
             samples.append((image, labels))
-        images, labels = zip(*samples[self.rank :: self.ranks], strict=True)
+        images, labels = zip(*samples, strict=True)
         return torch.stack(images), torch.stack(labels)
 
     def from_step(self, start: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -128,8 +134,9 @@ def polynomial(step: int, steps: int, peak: float) -> float:
 def fit(
     fabric: Fabric,
     modules: dict[str, nn.Module],
+    wrapped: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[int, Tensor, Tensor], Tensor],
+    loss_of: Callable[[range, Tensor, Tensor], tuple[Tensor, Tensor | float]],
     batches: Batches,
     folder: Path,
     *,
@@ -143,8 +150,10 @@ def fit(
     Args:
         fabric: device, precision, processes.
         modules: all that the checkpoint keeps, by name; the first is trained and returned as ``<name>.safetensors``.
+        wrapped: the first module as ``fabric`` has set it up.
         optimizer: of the first module, set up by ``fabric``.
-        loss_of: (step, images, train ids) -> scalar loss.
+        loss_of: (numbers of the images, images, train ids) -> scalar mean loss and what it is a mean over. Means of
+            the parts of a batch, over ``accumulate`` and processes, are weighted by it.
         batches: what the steps see.
         folder: gets ``progress.pt`` meanwhile and ``<name>.safetensors``, ``best.safetensors``, ``history.json`` at
             the end.
@@ -171,12 +180,12 @@ def fit(
         for step, (images, train_ids) in zip(bar, batches.from_step(start, steps), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step) * group.get("factor", 1)
-            loss = loss_of(step, to_device(images, fabric.device), train_ids.to(fabric.device).long())
-            fabric.backward(loss)
+            losses.append(
+                _gradients(fabric, wrapped, loss_of, batches.numbers(step), images, train_ids, params.accumulate)
+            )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             after_step(step)
-            losses.append(loss.detach())
             done = step + 1
             if evaluate and (done % params.evaluate_every == 0 or done == steps):
                 history["miou"].append([done, evaluate()])
@@ -200,6 +209,24 @@ def fit(
     return history
 
 
+def _gradients(fabric: Fabric, wrapped: nn.Module, loss_of, numbers: range, images, train_ids, parts: int) -> Tensor:
+    """Gradients of a batch's mean loss, taken part by part and summed over processes; returns its loss."""
+    loss, count = torch.zeros(2, device=fabric.device)
+    starts = range(0, len(images), -(-len(images) // parts))
+    for start in starts:
+        part = slice(start, start + starts.step)
+        with fabric.no_backward_sync(wrapped, enabled=start != starts[-1]):
+            mean, over = loss_of(numbers[part], to_device(images[part], fabric.device),
+                                 train_ids[part].to(fabric.device).long())  # fmt: skip
+            fabric.backward(mean * over)
+        loss, count = loss + mean.detach() * over, count + over
+    # DDP has divided the sum of the gradients by the number of processes; "mean" does the same to both of these.
+    loss, count = fabric.all_reduce(torch.stack([loss, count]), reduce_op="mean")
+    count = count.clamp(min=1e-12)
+    torch._foreach_div_([p.grad for p in wrapped.parameters() if p.grad is not None], count)
+    return loss / count
+
+
 @torch.no_grad()
 def predict(model: nn.Module, fabric: Fabric, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
     """``(N, H, W, 3)`` uint8 images to ``(N, h, w)`` uint8 train ids; logits are brought to ``size`` first."""
@@ -218,11 +245,13 @@ def predict(model: nn.Module, fabric: Fabric, images: np.ndarray, size: tuple[in
 
 
 def score(model: nn.Module, fabric: Fabric, data: Data, num_classes: int) -> ConfusionMatrix:
-    """Confusion matrix of a network on labelled data, at the labels' own size."""
-    scores = ConfusionMatrix(num_classes)
-    for i in range(0, len(data), 32):
-        labels = np.array(data.labels[i : i + 32])
-        scores.update(predict(model, fabric, data.images[i : i + 32], labels.shape[1:]), labels)
+    """Confusion matrix of a network on labelled data, at the labels' own size; each process scores its share."""
+    scores, own = ConfusionMatrix(num_classes), np.arange(len(data))[fabric.global_rank :: fabric.world_size]
+    for i in range(0, len(own), 32):
+        labels = np.array(data.labels[own[i : i + 32]])
+        scores.update(predict(model, fabric, data.images[own[i : i + 32]], labels.shape[1:]), labels)
+    if fabric.world_size > 1:
+        scores.matrix = fabric.all_reduce(scores.matrix.to(fabric.device), reduce_op="sum").cpu()
     return scores
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 
 from b2ma_core import datasets, minicity
-from b2ma_core.pseudo_labels import ask_for_labels, read_confidences, read_labels, read_pseudo_labels
-from b2ma_core.queries import PHOTO_MEAN, PHOTO_STD, VIEWS, expose, plurality, views
+from b2ma_core.pseudo_labels import ask_for_labels, in_frame, read_confidences, read_labels, read_pseudo_labels
+from b2ma_core.queries import PHOTO_MEAN, PHOTO_STD, VIEWS, agreement, expose, plurality, views, vote
 from b2ma_core.records import Run
 
 
@@ -23,16 +23,54 @@ def test_one_answer_wins_by_itself():
     assert (labels == answer[0]).all() and shares.tolist() == [[1, 1], [0, 1]]
 
 
-def test_views_keep_shape_type_and_place_and_the_first_is_the_image():
+def test_weighted_votes_equal_a_plain_sum():
+    random = np.random.default_rng(1)
+    answers = random.choice([0, 1, 2, 255], (4, 3, 5, 6)).astype(np.uint8)
+    weights = random.uniform(0.1, 1, (4, 3, 1, 1))
+    labels, shares = plurality(answers, 3, weights)
+    for image, row, column in np.ndindex(labels.shape):
+        at = answers[:, image, row, column]
+        sums = [sum(weights[k, image, 0, 0] for k in range(4) if at[k] == c) for c in range(3)]
+        assert labels[image, row, column] == (int(np.argmax(sums)) if max(sums) else 255)
+        assert np.isclose(shares[image, row, column], max(sums) / weights[:, image].sum())
+
+
+def test_an_answer_that_agrees_with_no_other_loses_its_vote():
+    # Worked by hand. A, B and C agree on eight pixels, D with nobody; the last two are in dispute.
+    a = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 1])
+    b = np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 0])
+    c = np.array([0, 0, 0, 0, 0, 0, 0, 0, 2, 1])
+    d = np.array([3, 3, 3, 3, 3, 3, 3, 3, 2, 0])
+    answers = np.stack([a, b, c, d]).astype(np.uint8).reshape(4, 1, 2, 5)
+    plain, _ = plurality(answers, 4)
+    assert plain.ravel().tolist() == [0] * 8 + [1, 0]  # both ties go to the lower id
+    assert agreement(answers, plain).ravel().tolist() == [0.9, 1.0, 0.8, 0.1]
+    labels, shares = vote(answers, 4, 1.0)
+    assert labels.ravel().tolist() == [0] * 8 + [1, 1]  # A and C, 1.7, against B and D, 1.1
+    np.testing.assert_allclose(shares.ravel()[-2:], [1.9 / 2.8, 1.7 / 2.8], rtol=1e-6)
+    for ours, theirs in zip(vote(answers, 4, 0.0), plurality(answers, 4), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_views_keep_type_and_place_and_the_first_is_the_image():
     images = np.stack([minicity.render(i, "camera", "val")[0] for i in range(3)])
     seen = views(images, len(VIEWS))
-    assert all(view.shape == images.shape and view.dtype == np.uint8 for view in seen)
-    assert (seen[0] == images).all() and not any((view == images).all() for view in seen[1:])
-    # A view may be darker or quieter, but what is bright at a place stays the brighter: nothing moved.
-    for view in seen:
+    assert (seen[0] == images).all()
+    assert not any(np.array_equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+    # A view may be darker, quieter or smaller, but what is bright at a place stays the brighter: nothing moved.
+    for view, (_, _, scale) in zip(seen, VIEWS, strict=True):
+        assert view.dtype == np.uint8 and view.shape == (3, 128 * scale, 256 * scale, 3)
+        back = torch.from_numpy(view.astype(np.float32)).permute(0, 3, 1, 2)
+        back = torch.nn.functional.interpolate(back, (128, 256), mode="bilinear").permute(0, 2, 3, 1).numpy()
         assert all(
-            np.corrcoef(a.mean(2).ravel(), b.mean(2).ravel())[0, 1] > 0.9 for a, b in zip(view, images, strict=True)
+            np.corrcoef(a.mean(2).ravel(), b.mean(2).ravel())[0, 1] > 0.9 for a, b in zip(back, images, strict=True)
         )
+
+
+def test_labels_of_an_enlarged_view_come_back_to_their_place():
+    labels = np.arange(24, dtype=np.uint8).reshape(1, 4, 6)
+    for scale in (1, 2, 3):
+        np.testing.assert_array_equal(in_frame(labels.repeat(scale, 1).repeat(scale, 2), (4, 6)), labels)
 
 
 def test_an_exposed_image_has_the_mean_and_spread_of_a_photograph():
@@ -64,7 +102,8 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
     plain = ask_for_labels(run, box, data)
     assert box.calls == len(VIEWS) and (plain == 1).all() and (read_labels(run, data) == 1).all()
     assert (read_pseudo_labels(run, data) == 0).all()
-    np.testing.assert_allclose(read_confidences(run, data), 5 / 6, atol=1 / 255)
+    agreeing = len(VIEWS) - 1  # with weight 1; the first view's answer agrees with no other
+    np.testing.assert_allclose(read_confidences(run, data), agreeing / (agreeing + 1e-3**4), atol=1 / 255)
     once = Run(params.model_copy(update={"box_queries": 1}), 1, tmp_path)
     ask_for_labels(once, Moody(), data)
     assert (read_pseudo_labels(once, data) == 1).all() and read_confidences(once, data) is None
