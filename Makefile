@@ -3,12 +3,14 @@
 # make ablation the parts of the method one by one        (QUICK=1: the arms of stage 2)
 # make clean    removes the runs and data of STUDY        Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
 #                                                         LAB="--no-browser --port 8889" for a machine far away
+#                                                         PROFILE=profiles/slurm: as jobs on a cluster
 STUDY ?= minicity
 SEEDS ?= 0
 JOBS ?= 1
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 PY := .venv/bin/python
+WHERE := $(if $(PROFILE),--profile $(PROFILE),--cores $(CORES))
 QUIET := PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # Keep big blocks of memory instead of handing them back to the system at every step, and in big pages: on two cores
@@ -20,7 +22,7 @@ export THP_MEM_ALLOC_ENABLE = 1
 .PHONY: study test lab figures ablation clean benchmark
 
 study: .venv/ready
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete --cores $(CORES) \
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete $(WHERE) \
 	  --config study=$(STUDY) seeds="$(SEEDS)" jobs=$(JOBS) -q all
 	@$(PY) -m b2ma_core.tables $(STUDY) $(SEEDS)
 
@@ -42,7 +44,7 @@ figures: .venv/ready
 # params/ablation.yaml unless SEEDS is given.
 PLAN := $(STUDY) $(if $(filter command line,$(origin SEEDS)),$(shell echo $(SEEDS) | tr ' ' ','),-)
 ablation: .venv/ready
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake ablation --nolock --rerun-incomplete --cores $(CORES) -q all \
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake ablation --nolock --rerun-incomplete $(WHERE) -q all \
 	  --config $$($(PY) -m b2ma_core.ablation config $(PLAN) $(if $(QUICK),quick) $(ARMS)) jobs=$(JOBS)
 	@$(PY) -m b2ma_core.ablation table $(PLAN)
 

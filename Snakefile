@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from b2ma_core.ablation import first_stage, switched
-from b2ma_core.params import base_study
+from b2ma_core.params import base_study, check_params, read_yaml
 
 STUDY = str(config.get("study", "minicity"))
 SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).replace(",", " ").split()]
@@ -24,6 +24,16 @@ if workflow.is_main_process:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit("another make study is running in this folder: wait for it or stop it")
+
+
+def gpus(name):
+    """GPUs that a scheduler is asked for: the study's devices, for the stages that compute on them."""
+
+    def needed(wildcards):
+        params = check_params(read_yaml(Path("params") / f"{wildcards.study}.yaml"), wildcards.study)
+        return 0 if params.accelerator == "cpu" or name in ("00_data", "04_hard_patches") else params.devices
+
+    return needed
 
 
 wildcard_constraints:
@@ -63,7 +73,9 @@ for before, name in zip([None, *NOTEBOOKS], NOTEBOOKS):
             f"runs/{{study}}/{{seed}}/notebooks/{name}.ipynb",
         params:
             notebook=name,
-        threads: max(1, workflow.cores // JOBS)
+        threads: max(1, (workflow.resource_settings.cores or JOBS) // JOBS)
+        resources:
+            gpu=gpus(name),
         shell:
             "exec {PY} notebooks/run.py {params.notebook} --study {wildcards.study} --seed {wildcards.seed}"
 

@@ -164,9 +164,30 @@ class ClassShares(nn.Module):
         return pull.clamp(-self.limit, self.limit)
 
 
+def box_votes(labels: np.ndarray, confidences: np.ndarray | None, weight: float) -> tuple[Tensor, Tensor] | None:
+    """What the box said to a batch, for :func:`teach`.
+
+    Args:
+        labels: ``(N, H, W)`` uint8 pseudo labels.
+        confidences: ``(N, H, W)`` float32 shares of the votes, 0 .. 1; None: the box was asked once, each counts 1.
+        weight: of a label that all votes agree on, 0 .. 1.
+
+    Returns:
+        ``(N, H, W)`` int64 labels and float32 weights, 0 at ignored pixels; None for weight 0.
+    """
+    if weight == 0:
+        return None
+    shares = np.ones(labels.shape, np.float32) if confidences is None else confidences
+    return torch.from_numpy(labels).long(), torch.from_numpy(weight * shares * (labels != 255)).float()
+
+
 @torch.no_grad()
 def teach(
-    teacher: nn.Module, images: Tensor, kind: str = "probability", shares: ClassShares | None = None
+    teacher: nn.Module,
+    images: Tensor,
+    kind: str = "probability",
+    shares: ClassShares | None = None,
+    votes: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The teacher's labels and confidences on clean images.
 
@@ -175,6 +196,10 @@ def teach(
         images: ``(N, 3, H, W)`` float in [0, 1].
         kind: confidence as softmax "probability", or as the raw "logit" (the published fault).
         shares: takes in the logits, then changes them; None: as published.
+        votes: ``(N, H, W)`` int64 labels of the box and float weights w, see :func:`box_votes`.
+            Of the probabilities p
+            become ``(1 - w) p + w [the box's label]``, so that the teacher overrules the box where it is surer than the
+            box was; it cannot drift far from what the box said. None: as published.
 
     Returns:
         ``(N, H, W)`` int64 labels and ``(N, H, W)`` float32 confidences.
@@ -184,7 +209,11 @@ def teach(
         shares.update(logits)
     logits = logits.permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
     logits = logits.float() if shares is None else logits + shares.change()  # float32 either way
-    confidence, pseudo_labels = (logits.softmax(-1) if kind == "probability" else logits).max(-1)
+    scores = logits.softmax(-1) if kind == "probability" else logits
+    if votes is not None:
+        said, weight = (value.to(scores.device)[..., None] for value in votes)
+        scores = (scores * (1 - weight)).scatter_add_(-1, said.clamp(max=scores.shape[-1] - 1), weight)
+    confidence, pseudo_labels = scores.max(-1)
     return pseudo_labels, confidence
 
 
@@ -229,6 +258,7 @@ def self_distillation_loss(
     params: Params,
     generator: torch.Generator,
     shares: ClassShares | None = None,
+    votes: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """One step of stage 2: the student answers mixed images as the teacher answers clean ones, plus hard patches.
 
@@ -239,12 +269,12 @@ def self_distillation_loss(
         hard: ``(M, 3, h, w)`` float patches and ``(M, h, w)`` int64 pseudo labels of the box; None without patches.
         params: the study's.
         generator: source of all randomness, on the CPU.
-        shares: the teacher's class shares, see :func:`teach`.
+        shares, votes: the teacher's class shares and the box's votes, see :func:`teach`.
 
     Returns:
         Scalar loss.
     """
-    pseudo_labels, confidence = teach(teacher, images, params.confidence, shares)
+    pseudo_labels, confidence = teach(teacher, images, params.confidence, shares, votes)
     seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, params, generator)
     loss = consistency_loss(
         student(seen), pseudo_labels, confidence, params.confidence_threshold, params.consistency_weight

@@ -104,6 +104,7 @@ class Params(BaseModel):
     share_alignment: Share = 1.0  # how far the teacher's class shares are drawn to the pseudo labels' (published 0)
     share_exponent: Share = 0.8  # of the pseudo labels' shares; below 1 rare classes may be more than they are there
     share_limit: Positive = 1.0  # largest change of a logit
+    teacher_votes: Share = 0.3  # weight of the box's votes beside the teacher's probabilities (published 0)
     mix_images: bool = True  # SpatialMix; False: the student sees whole images, changed in colour alone
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     mix_jitter: Share = 0.25
@@ -148,6 +149,8 @@ class Params(BaseModel):
                     raise ValueError(f"{side}_{part}_images: MiniCity is endless, say how many scenes to draw")
                 if kind == "minicity" and split not in (None, "train", "val", "test"):
                     raise ValueError(f"{side}_{part}_split: MiniCity has train, val and test, got {split!r}")
+        if self.confidence == "logit" and self.teacher_votes > 0:
+            raise ValueError("teacher_votes: must be 0 with confidence 'logit', votes are added to probabilities")
         if self.box == "folder" and not self.box_root:
             raise ValueError("box_root: box is 'folder', so name the folder of label PNGs here")
         if self.box == "model" and self.source_dataset == "none" and self.source_steps > 0:

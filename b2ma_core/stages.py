@@ -20,6 +20,7 @@ from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
 from b2ma_core.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
     ClassShares,
+    box_votes,
     class_weights,
     cut_patches,
     ema_update,
@@ -32,9 +33,19 @@ from b2ma_core.hard_patches import draw_patches, holders, read_patches
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, check_params
-from b2ma_core.pseudo_labels import read_pseudo_labels
+from b2ma_core.pseudo_labels import read_confidences, read_pseudo_labels
 from b2ma_core.records import PROJECT, Run
-from b2ma_core.training import Batches, fit, generator_for, learning_rate, make_fabric, polynomial, score, to_device
+from b2ma_core.training import (
+    Batches,
+    fit,
+    generator_for,
+    indices_of,
+    learning_rate,
+    make_fabric,
+    polynomial,
+    score,
+    to_device,
+)
 
 
 def num_classes(params: Params) -> int:
@@ -141,7 +152,7 @@ def train_stage2(run: Run, number: int) -> dict:
     data = load(params, "target_train")
     before = ("stage1",) if number == 1 else ("stage2", f"round-{number - 1}")
     model = trained_model(run, "target", *before, "student.safetensors").train()
-    labels = read_pseudo_labels(run, data)
+    labels, confidences = read_pseudo_labels(run, data), read_confidences(run, data)
     by_class = holders(read_patches(run))
 
     fabric = _launched(params)
@@ -171,8 +182,10 @@ def train_stage2(run: Run, number: int) -> dict:
             freeze_batch_norm(student)
         teacher.train(params.teacher_mode == "train")
         generator = generator_for(run.seed, f"{stage} mix", numbers[0])
+        chosen = indices_of(numbers, len(data), run.seed, stage)
+        votes = box_votes(labels[chosen], None if confidences is None else confidences[chosen], params.teacher_votes)
         hard = hard_patches(numbers[0])
-        return self_distillation_loss(student, answer, images, hard, params, generator, shares), len(images)
+        return self_distillation_loss(student, answer, images, hard, params, generator, shares, votes), len(images)
 
     def after_step(step: int):
         ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average")

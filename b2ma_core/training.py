@@ -54,9 +54,14 @@ def generator_for(seed: int, stage: str, step: int) -> torch.Generator:
 
 def batch_indices(images: int, batch: int, step: int, seed: int, stage: str) -> list[int]:
     """Which images a step sees: a new permutation an epoch, each image once an epoch."""
+    return indices_of(range(step * batch, (step + 1) * batch), images, seed, stage)
+
+
+def indices_of(numbers: range, images: int, seed: int, stage: str) -> list[int]:
+    """Which of the ``images`` a training sees as its first, second, .. (0, 1, ..), over all its steps."""
     chosen, orders = [], {}
-    for position in range(step * batch, (step + 1) * batch):
-        epoch, place = divmod(position, images)
+    for number in numbers:
+        epoch, place = divmod(number, images)
         if epoch not in orders:
             orders[epoch] = torch.randperm(images, generator=generator_for(seed, f"{stage} order", epoch))
         chosen.append(int(orders[epoch][place]))
@@ -90,9 +95,8 @@ class Batches(Dataset):
         return range(step * self.size, (step + 1) * self.size)[self.rank :: self.ranks]
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        order = batch_indices(len(self.images), self.size, step, self.seed, self.stage)[self.rank :: self.ranks]
-        samples = []
-        for number, index in zip(self.numbers(step), order, strict=True):
+        numbers, samples = self.numbers(step), []
+        for number, index in zip(numbers, indices_of(numbers, len(self.images), self.seed, self.stage), strict=True):
             image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
             labels = torch.full(image.shape[1:], 255, dtype=torch.uint8)
             if self.labels is not None:
