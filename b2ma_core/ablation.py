@@ -20,9 +20,9 @@ from b2ma_core.tables import ablation_cells, paired_difference, plain
 # The first stage that reads a parameter, by how the name begins. What is not here belongs to the data.
 _READ_BY = {
     STAGES[1]: ("source_network", "source_start", "source_steps", "source_learning", "source_jitter",
-                "source_optimizer", "source_weight", "source_batch", "batch_size", "accumulate",
+                "source_optimizer", "source_weight", "source_batch", "batch_size", "accumulate", "compile",
                 "weight_decay", "warmup_steps", "crop", "random_scale"),
-    STAGES[2]: ("box_", "vote_"),
+    STAGES[2]: ("box_", "vote_", "method"),
     STAGES[3]: ("stage1_", "init", "target_network", "target_jitter", "target_noise"),
     STAGES[4]: ("grid", "rare_"),
     STAGES[5]: ("stage2_", "rounds", "share_", "position_beta", "mix_", "ema_", "confidence",
@@ -30,7 +30,8 @@ _READ_BY = {
     STAGES[6]: ("oracle_", "evaluate_"),
 }  # fmt: skip
 _ORACLE_READS = ("target_network", "target_jitter", "target_noise", "oracle_steps", "stage1_learning_rate", "init",
-                 "batch_size", "accumulate", "weight_decay", "warmup_steps", "crop", "random_scale")  # fmt: skip
+                 "batch_size", "accumulate", "compile", "weight_decay", "warmup_steps", "crop",
+                 "random_scale")  # fmt: skip
 _MADE_BY = {STAGES[1]: "source", STAGES[2]: "labels", STAGES[3]: "stage1", STAGES[4]: "patches", STAGES[5]: "stage2"}
 
 

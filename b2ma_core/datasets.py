@@ -5,9 +5,11 @@ target_test. It is checked as a whole, brought to the study's image size once, a
 ``data/<study>/<part>/`` as ``images.npy``, ``labels.npy`` and ``index.json``; training reads those.
 """
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +25,7 @@ from b2ma_core import minicity
 from b2ma_core.labels import LABEL_SPACES, cityscapes_to_camvid
 from b2ma_core.layouts import IMAGE_SUFFIXES, Item, list_files, read_image, read_train_ids
 from b2ma_core.params import Params, base_study
-from b2ma_core.records import PROJECT, only_one, whole_folder, write_json
+from b2ma_core.records import PROJECT, only_one, whole_folder, write_bytes, write_json
 
 PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
 
@@ -179,24 +181,36 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
         The parts by name.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`list_items`; and ValueError listing everything wrong with a
-            part's files, not only the first.
+        FileNotFoundError, ValueError: see :func:`list_items`; and ValueError listing everything wrong with the files
+            of all parts, not only the first; ``data/<study>/problems.txt`` has the list. Parts without fault are kept.
+        OSError: if the disk cannot hold them.
     """
     workers = workers or int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     folder = data / base_study(params.study)
     wanted = parts(params)
     items = {name: list_items(part) for name, part in wanted.items()}  # nothing is written if a folder is missing
+    problems: list[str] = []
     with only_one(folder, patience=3600):  # seeds that start together share what the first one prepares
         for name, part in wanted.items():
             fingerprint = {**asdict(part), "form": 2, "files": [_stamp(item) for item in items[name]]}
             index = folder / name / "index.json"
             if not index.is_file() or json.loads(index.read_text())["fingerprint"] != _json(fingerprint):
-                with whole_folder(folder / name) as target:
-                    _convert(part, items[name], target, workers)
-                    contents = {"fingerprint": fingerprint, "names": [item.name for item in items[name]],
-                                "splits": [item.split for item in items[name]],
-                                "sizes": [_size(item, part) for item in items[name]]}  # fmt: skip
-                    write_json(target / "index.json", contents)
+                try:
+                    with whole_folder(folder / name) as target:
+                        _convert(part, items[name], target, workers)
+                        contents = {"fingerprint": fingerprint, "names": [item.name for item in items[name]],
+                                    "splits": [item.split for item in items[name]],
+                                    "sizes": [_size(item, part) for item in items[name]]}  # fmt: skip
+                        write_json(target / "index.json", contents)
+                except ValueError as error:
+                    problems.append(str(error))
+        report = folder / "problems.txt"
+        report.unlink(missing_ok=True)
+        if problems:
+            write_bytes(report, ("\n".join(problems) + "\n").encode())
+            lines = [line for problem in problems for line in problem.splitlines()]
+            more = f"\n  and {len(lines) - 40} lines more" if len(lines) > 40 else ""
+            raise ValueError("\n".join(lines[:40]) + f"{more}\nThe whole list: {report}")
     return {name: load(params, name, data) for name in wanted}
 
 
@@ -239,6 +253,7 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> None:
             continue
         image, label_map = sample
         if images is None:
+            _room_for(len(items) * (image.size + (0 if label_map is None else label_map.size)), folder)
             images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(items), *image.shape))
             if label_map is not None:
                 shape = (len(items), *label_map.shape)
@@ -256,9 +271,17 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> None:
             "like train ids where label ids belong: read such maps with the data set 'folder'"
         ]
     if problems:
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {shown}{more}")
+        listed = "\n  ".join(problems)
+        raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {listed}")
+
+
+def _room_for(size: int, folder: Path) -> None:
+    """Refuse what the disk cannot hold: a memory-mapped file on a full disk kills the process without a word."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(errno.ENOSPC, f"{folder.parent}: needs {size / 1e9:.3g} GB for the resized images and labels, "
+                      f"{free / 1e9:.3g} GB are free. Nothing that was there is lost: free some space, make data/ a "
+                      "link to another disk, or take a smaller image_size")  # fmt: skip
 
 
 def _attempt(item: Item, part: Part) -> tuple | str:

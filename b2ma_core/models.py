@@ -109,8 +109,35 @@ class DeepLabMobileNetV2(nn.Module):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-CLASSIFIERS = ("head.", "layer5.")  # how the names of a classifier's parameters begin
-MODELS = ("deeplab_small", "deeplab_mobilenet_v2", "deeplabv2_resnet101", "deeplabv2_resnet101_full")
+class DeepLabV3(nn.Module):
+    """torchvision's DeepLabV3 on ResNet-50: a target of another make than its source, with torchvision's names.
+
+    Source: Chen et al., Rethinking atrous convolution (2017).
+    """
+
+    def __init__(self, num_classes: int, imagenet: bool = False):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2 if imagenet else None
+        net = torchvision.models.segmentation.deeplabv3_resnet50(
+            weights=None, weights_backbone=weights, num_classes=num_classes, aux_loss=False
+        )
+        self.backbone, self.classifier = net.backbone, net.classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.classifier(self.backbone((images - self.mean) / self.std)["out"])
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+CLASSIFIERS = ("head.", "layer5.", "classifier.")  # how the names of a classifier's parameters begin
+MODELS = (
+    "deeplab_small",
+    "deeplab_mobilenet_v2",
+    "deeplabv3_resnet50",
+    "deeplabv2_resnet101",
+    "deeplabv2_resnet101_full",
+)
 
 
 def build_model(name: str, num_classes: int, weights: str | Path | None = None) -> nn.Module:
@@ -139,6 +166,8 @@ def build_model(name: str, num_classes: int, weights: str | Path | None = None) 
             model = DeepLabMobileNetV2(num_classes, imagenet)
         elif name == "deeplab_small":
             model = DeepLabSmall(num_classes)
+        elif name == "deeplabv3_resnet50":
+            model = DeepLabV3(num_classes, imagenet)
         else:
             model = DeepLabV2(num_classes, branches=2 if name == "deeplabv2_resnet101" else 4)
             if imagenet:

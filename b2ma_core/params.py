@@ -21,6 +21,22 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Size = Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=2, max_length=2)]
 
+# What method: published sets where a file sets nothing: the published recipe, and its faults one by one.
+PUBLISHED = {
+    "box_queries": 1,
+    "stage1_class_weights": "none",
+    "stage1_label_smoothing": 0.0,
+    "target_noise": 0.0,
+    "share_alignment": 0.0,
+    "teacher_votes": 0.0,
+    "hard_patch_draw": "patch",
+    "confidence_threshold": 0.968,
+    "confidence": "logit",  # fault: compared with a threshold for probabilities
+    "teacher_mode": "train",  # fault: statistics of the batch
+    "ema_buffers": "skip",  # fault: statistics of the first teacher
+    "student_batch_norm": "batch",  # fault: moved by mixes and patches
+}
+
 # They change how fast or how closely watched a run is, not what comes out of it.
 NO_EFFECT_ON_RESULTS = ("workers", "save_every")
 
@@ -36,6 +52,7 @@ class Params(BaseModel):
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?$")]  # or study+arm, see ablation.py
     label_space: Literal["cityscapes", "camvid"]
+    method: Literal["corrected", "published"] = "corrected"  # published: the defaults are PUBLISHED, above
     image_size: Size  # all images are brought to this size; labels are scored at their own
 
     # --- data: what is read (dataset), where (root), which part of it (split), how many (images; None: all)
@@ -131,6 +148,7 @@ class Params(BaseModel):
     # --- the machine
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Count = 1
+    compile: bool = False  # torch.compile; where it does not work the run says so and goes on without
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where the device has units for it
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes
     save_every: Count = 50  # steps between two checkpoints
@@ -199,6 +217,8 @@ def check_params(values: Mapping[str, Any], where: str) -> Params:
         k: float(v) if isinstance(v, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", v) else v
         for k, v in values.items()
     }
+    if values.get("method") == "published":
+        values = {**PUBLISHED, **values}
     try:
         return Params.model_validate(values)
     except ValidationError as error:

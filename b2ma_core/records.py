@@ -9,8 +9,10 @@ import io
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +98,7 @@ class Run:
             "when": {
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 "seconds": round(time.time() - self._started, 1),
+                "peak_gib": peak_memory(),
             },
             "where": environment(),
         }
@@ -118,6 +121,19 @@ def open_run(values: Mapping[str, Any], runs: Path = PROJECT / "runs") -> Run:
     path = PROJECT / "params" / f"{values['study']}.yaml"
     base = read_yaml(path) if path.is_file() or "+" in path.stem or len(given) == 1 else {}
     return Run(check_params({**base, **given}, str(path.relative_to(PROJECT))), values["seed"], runs)
+
+
+def peak_memory() -> dict[str, float]:
+    """GiB at the most: resident in this process and in its largest finished child, allocated on the first GPU."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes there, in KiB on Linux
+    peaks = {
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+        "children": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit,
+    }
+    torch = sys.modules.get("torch")  # not imported for this
+    if torch is not None and torch.cuda.is_available():
+        peaks["gpu"] = torch.cuda.max_memory_allocated() / 2**30
+    return {name: round(value, 2) for name, value in peaks.items()}
 
 
 def environment() -> dict[str, str | None]:

@@ -4,10 +4,11 @@ A training reads its inputs from the run's folder and writes its weights there, 
 notebook, go on after a stop, or be started on several processes: ``python -m b2ma_core.stages RUN STAGE [ROUND]``.
 """
 
+import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,11 @@ def preflight(run: Run) -> None:
         raise ValueError(
             f"devices: {params.devices} asked for, this machine has {torch.cuda.device_count()} CUDA devices"
         )
+    for side, batch in (("source", params.source_batch_size or params.batch_size), ("target", params.batch_size)):
+        alone = -(-batch // (params.devices * params.accumulate)) == 1
+        if getattr(params, f"{side}_network") == "deeplabv3_resnet50" and alone:
+            raise ValueError(f"{side}_network: deeplabv3_resnet50 takes statistics over a batch; one image at a time "
+                             "has none: raise batch_size, or lower accumulate or devices")  # fmt: skip
     make_fabric(params)
 
 
@@ -156,7 +162,7 @@ def train_stage2(run: Run, number: int) -> dict:
     by_class = holders(read_patches(run))
 
     fabric = _launched(params)
-    student, optimizer = _set_up(fabric, model, params.weight_decay)
+    student, optimizer = _set_up(params, fabric, model, params.weight_decay)
     teacher = make_teacher(model)
     shares = class_shares(params, labels).to(fabric.device)
 
@@ -206,7 +212,9 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     fabric = _launched(params)
     owners = stage == "source"
     sgd = owners and params.source_optimizer == "sgd"
-    wrapped, optimizer = _set_up(fabric, model, params.source_weight_decay if owners else params.weight_decay, sgd)
+    wrapped, optimizer = _set_up(
+        params, fabric, model, params.source_weight_decay if owners else params.weight_decay, sgd
+    )
     weights = None if weights is None else weights.to(fabric.device)
 
     def changed(image: Tensor, number: int) -> Tensor:
@@ -238,17 +246,32 @@ def _launched(params: Params) -> Fabric:
     return fabric
 
 
-def _set_up(fabric: Fabric, model: nn.Module, weight_decay: float, sgd: bool = False):
+def _set_up(params: Params, fabric: Fabric, model: nn.Module, weight_decay: float, sgd: bool = False):
+    """The network as the processes train it, and its optimizer. The weights are those of ``model`` itself."""
     model = model.to(fabric.device, memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    model = compiled(model, fabric, params.image_size) if params.compile else model
     if not sgd:
         return fabric.setup(model, torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=weight_decay))
     classifier = [p for name, p in trained.items() if name.startswith(CLASSIFIERS)]
     body = [p for name, p in trained.items() if not name.startswith(CLASSIFIERS)]
     groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
     return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
+
+
+def compiled(model: nn.Module, fabric: Fabric, size: Sequence[int]) -> nn.Module:
+    """torch.compile's form of a network if a training step of it works here; else the network, and a message why."""
+    trial = copy.deepcopy(model).train()
+    try:
+        with fabric.autocast():
+            torch.compile(trial)(torch.zeros(2, 3, *size, device=fabric.device)).mean().backward()
+    except Exception as error:  # whatever is missing: a compiler, a header, an operator
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        print(f"compile: does not work here, training goes on without ({reason[:200]})")
+        return model
+    return torch.compile(model)
 
 
 def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Callable[[], float] | None:

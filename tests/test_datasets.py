@@ -69,6 +69,32 @@ def test_all_that_is_wrong_is_listed_and_named(folder_params, street_folder, tmp
     assert not list((tmp_path / "data" / "folder").glob("target_train*")), "nothing half-made stays"
 
 
+def test_the_faults_of_all_parts_are_in_one_list_that_stays(folder_params, street_folder, tmp_path):
+    params = folder_params.model_copy(update={"source_dataset": "folder", "source_root": str(street_folder)})
+    for split in ("train", "val"):
+        (street_folder / split / "seq_0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError) as caught:
+        datasets.prepare(params, 1, tmp_path / "data")
+    report = tmp_path / "data" / "folder" / "problems.txt"
+    for part in ("source_train", "source_val", "target_train", "target_val"):
+        assert f"{part}: 1 of" in str(caught.value) and f"{part}: 1 of" in report.read_text()
+    assert str(report) in str(caught.value)
+    for split, count in (("train", 4), ("val", 2)):
+        for i in range(count):
+            image, labels = minicity.render(i, "camera", split, size=(64, 128))
+            Image.fromarray(image).save(street_folder / split / f"seq_{i}.png")
+    datasets.prepare(params, 1, tmp_path / "data")
+    assert not report.exists()
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(folder_params, tmp_path, monkeypatch):
+    usage = datasets.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="GB are free. Nothing that was there is lost"):
+        datasets.prepare(folder_params, 1, tmp_path / "data")
+    assert not list((tmp_path / "data" / "folder").glob("*target*"))
+
+
 def test_a_class_outside_the_label_space_is_named(folder_params, street_folder, tmp_path):
     Image.fromarray(np.full((64, 128), 77, np.uint8)).save(street_folder / "valannot" / "seq_1.png")
     with pytest.raises(ValueError, match=r"seq_1\.png: holds \[77\]"):

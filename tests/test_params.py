@@ -1,7 +1,7 @@
 import pytest
 
 from b2ma_core.ablation import read_ablation
-from b2ma_core.params import ParamsError, check_params, load_params, read_yaml
+from b2ma_core.params import PUBLISHED, Params, ParamsError, check_params, load_params, read_yaml
 from b2ma_core.records import PROJECT
 
 STUDIES = sorted({p.stem for p in (PROJECT / "params").glob("*.yaml")} - {"ablation"})
@@ -66,3 +66,13 @@ def test_speed_settings_make_no_other_run(smoke_params):
     assert smoke_params.model_copy(update={"workers": 3}).differences(smoke_params.model_dump()) == []
     changed = smoke_params.model_copy(update={"rounds": 5})
     assert changed.differences(smoke_params.model_dump()) == ["rounds: 2 -> 5"]
+
+
+def test_the_published_method_sets_what_a_file_does_not(smoke_params):
+    own = {"study": "smoke", **read_yaml(PROJECT / "params" / "smoke.yaml")}
+    published = check_params({**own, "method": "published"}, "x")
+    for name, value in PUBLISHED.items():
+        assert getattr(published, name) == own.get(name, value), name
+        assert value != Params.model_fields[name].default, f"{name}: nothing to switch"
+    alone = check_params({**own, "method": "published", "teacher_mode": "eval"}, "x")
+    assert alone.teacher_mode == "eval" and alone.ema_buffers == "skip"

@@ -137,6 +137,27 @@ def test_weights_that_do_not_fit_show_before_any_training(prepared, tmp_path):
         stages.preflight(prepared("c", box="folder", box_root=str(tmp_path / "none")))
 
 
+def test_a_network_with_statistics_over_a_batch_of_one_shows_before_any_training(prepared):
+    with pytest.raises(ValueError, match="target_network: deeplabv3_resnet50 .* raise batch_size"):
+        stages.preflight(prepared("a", target_network="deeplabv3_resnet50", batch_size=4, accumulate=4))
+    stages.preflight(prepared("b", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2))
+
+
+def test_where_torch_compile_does_not_work_training_goes_on_without(prepared, monkeypatch, capsys):
+    plain = stages.train_source(prepared("plain"))
+    monkeypatch.setattr(torch, "compile", lambda model: (_ for _ in ()).throw(RuntimeError("no C++ compiler\nat all")))
+    assert stages.train_source(prepared("uncompiled", compile=True)) == plain
+    assert "compile: does not work here, training goes on without (no C++ compiler)" in capsys.readouterr().out
+
+
+def test_a_compiled_network_trains_the_same_weights(prepared, monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compile(model, backend="eager"))  # traced, not translated
+    run = prepared("compiled", compile=True)
+    torch.testing.assert_close(stages.train_source(run)["loss"], stages.train_source(prepared("plain"))["loss"])
+    assert stages.trained_model(run, "source", "source", "source.safetensors") is not None  # names without a prefix
+
+
 def test_the_box_answers_every_image_once(prepared, smoke_params, tmp_path):
     run = prepared("run", box_queries=1)
     data = datasets.load(smoke_params, "target_val", tmp_path / "data")
@@ -158,7 +179,7 @@ def test_sgd_gives_the_classifier_ten_times_the_rate_and_decays_as_a_polynomial(
     from b2ma_core.training import make_fabric, polynomial
 
     model = build_model("deeplab_small", 19)
-    _, optimizer = _set_up(make_fabric(smoke_params), model, 5e-4, True)
+    _, optimizer = _set_up(smoke_params, make_fabric(smoke_params), model, 5e-4, True)
     body, classifier = optimizer.param_groups
     assert (body["factor"], classifier["factor"], body["momentum"], body["weight_decay"]) == (1, 10, 0.9, 5e-4)
     assert {id(p) for p in classifier["params"]} == {id(p) for p in model.head.parameters()}
