@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -133,6 +133,8 @@ def list_items(part: Part) -> list[Item]:
                 "that you have"
             ) from None
     items = items[: part.count]
+    if part.name.endswith("_test"):  # hidden truth: Cityscapes' files for it are dummies without a class
+        items = [replace(item, labels=None) for item in items]
     twice = [name for name, times in Counter(item.name for item in items).items() if times > 1]
     if twice:
         raise ValueError(f"{part.name}: {len(twice)} names stand for two images, {', '.join(twice[:3])}: rename one of "

@@ -103,6 +103,14 @@ def test_gta5_and_cityscapes_are_read_as_distributed(smoke_params, gta5, citysca
     assert np.array_equal(target.images[1], image) and np.array_equal(val.labels[1], labels)
 
 
+def test_the_hidden_truth_of_cityscapes_test_is_no_truth(smoke_params, gta5, cityscapes, tmp_path):
+    for path in cityscapes.glob("gtFine/test/*/*_labelIds.png"):
+        Image.fromarray(np.zeros((64, 128), np.uint8)).save(path)  # as distributed: not one class
+    params = params_for(smoke_params, "gta5", gta5, "train", cityscapes)
+    params = params.model_copy(update={"target_test_split": "test"})
+    assert datasets.prepare(params, 1, tmp_path / "data")["target_test"].labels is None
+
+
 def test_synthias_own_ids_become_train_ids(smoke_params, synthia, tmp_path):
     parts = datasets.prepare(params_for(smoke_params, "synthia", synthia, "all"), 1, tmp_path / "data")
     _, labels = scene(1)
