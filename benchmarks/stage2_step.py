@@ -2,9 +2,12 @@
 
 The same work is what the method asks of the networks: the teacher's forward pass on clean images, the student's
 forward and backward pass on mixed images and on hard patches, the optimiser's step. All else is overhead: reading the
-batch, SpatialMix, jitter and blur, cutting patches, the teacher's average. Both are timed in turns in one run.
+batch, SpatialMix, jitter and blur, votes, cutting patches, the teacher's average. Both are timed in turns in one run.
+
+At the paper's size, on scenes of MiniCity: ``.venv/bin/python benchmarks/stage2_step.py --study gta5_cityscapes``.
 """
 
+import argparse
 import platform
 import statistics
 import time
@@ -13,19 +16,21 @@ import numpy as np
 import torch
 
 from b2ma_core import minicity
-from b2ma_core.distillation import cut_patches, ema_update, label_loss, make_teacher, self_distillation_loss
+from b2ma_core.distillation import box_votes, cut_patches, ema_update, label_loss, make_teacher, self_distillation_loss
 from b2ma_core.hard_patches import draw_patches, holders, mine
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import load_params
-from b2ma_core.records import PROJECT
+from b2ma_core.records import PROJECT, peak_memory
 from b2ma_core.stages import class_shares
-from b2ma_core.training import Batches, generator_for, make_fabric, to_device
-
-STEPS = 30
+from b2ma_core.training import Batches, batch_indices, generator_for, make_fabric, to_device
 
 
 def main() -> None:
-    params = load_params(PROJECT / "params" / "minicity.yaml")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", default="minicity", help="sizes, network and batch of params/<study>.yaml")
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+    params = load_params(PROJECT / "params" / f"{args.study}.yaml")
     samples = [minicity.render(i, "camera", "train", size=tuple(params.image_size)) for i in range(32)]
     images, labels = (np.stack(arrays) for arrays in zip(*samples, strict=True))
     by_class = holders(mine(labels, [6, 7, 12, 17, 18], params.grid))
@@ -52,7 +57,9 @@ def main() -> None:
         hard = to_device(patches, fabric.device), train_ids.to(fabric.device).long()
         freeze_batch_norm(student)
         generator = generator_for(0, "mix", step)
-        finish(self_distillation_loss(student, answer, batch, hard, params, generator, shares))
+        chosen = batch_indices(len(images), params.batch_size, step, 0, "bench")
+        votes = box_votes(labels[chosen], None, params.teacher_votes)
+        finish(self_distillation_loss(student, answer, batch, hard, params, generator, shares, votes))
         ema_update(teacher, model, step)
 
     fixed = to_device(batches[0][0], fabric.device)
@@ -68,7 +75,7 @@ def main() -> None:
         finish(label_loss(student(fixed), target) + 0.1 * label_loss(student(small), small_target))
 
     seconds = {"method": [], "bare": []}
-    for step in range(STEPS + 5):
+    for step in range(args.steps + 5):
         for name, work in (("method", method), ("bare", bare)):
             started = time.perf_counter()
             work(step)
@@ -81,8 +88,10 @@ def main() -> None:
     print(f"{platform.machine()}, {device}, torch {torch.__version__}, precision {fabric._precision.precision}")
     print(
         f"stage-2 step {1e3 * whole:.1f} ms, bare passes {1e3 * least:.1f} ms: "
-        f"overhead {100 * (whole / least - 1):.1f}%"
+        f"overhead {100 * (whole / least - 1):.1f}%; peak memory, GiB: {peak_memory()}"
     )
+    hours = whole * params.stage2_steps * params.rounds / 3600
+    print(f"by extrapolation, not measured: {hours:.2f} h for the {params.rounds} rounds of {args.study}")
 
 
 if __name__ == "__main__":
