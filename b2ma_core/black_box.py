@@ -51,7 +51,6 @@ class LocalModel:
     ) -> np.ndarray:
         return self.predict_with_confidence(images, size)[0]
 
-    @torch.no_grad()
     def predict_with_confidence(
         self, images: np.ndarray, size: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -59,6 +58,16 @@ class LocalModel:
 
         Logits are brought to ``size`` (height, width) before arg max, if one is given.
         """
+        confidence, labels = self._log_probabilities(images, size).max(1)
+        return labels.to(torch.uint8).cpu().numpy(), confidence.exp().cpu().numpy()
+
+    def mean_entropy(self, images: np.ndarray) -> np.ndarray:
+        """``(N,)`` float32 mean over the pixels of ``- sum p log p`` in nats, 0 .. log C: the owner's as well."""
+        logs = self._log_probabilities(images, None)
+        return -(logs.exp() * logs).sum(1).mean((1, 2)).cpu().numpy()
+
+    @torch.no_grad()
+    def _log_probabilities(self, images: np.ndarray, size: tuple[int, int] | None) -> Tensor:
         batch = torch.from_numpy(np.array(images)).to(self.device).permute(0, 3, 1, 2).float() / 255  # channels last
         with self.autocast():
             logits = self.model(batch).float()
@@ -66,8 +75,7 @@ class LocalModel:
                 logits = (logits + self.model(batch.flip(-1)).flip(-1).float()) / 2
         if size is not None:
             logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-        confidence, labels = logits.softmax(1).max(1)
-        return labels.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy()
+        return logits.log_softmax(1)
 
 
 class LabelFolder:

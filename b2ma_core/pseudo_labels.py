@@ -13,7 +13,7 @@ from b2ma_core.datasets import Data
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.params import Params
 from b2ma_core.queries import views, vote
-from b2ma_core.records import Run, write_png
+from b2ma_core.records import Run, write_bytes, write_png
 
 
 def queries(params: Params) -> int:
@@ -59,6 +59,27 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.nd
             for name, values in zip(names, maps, strict=True):
                 write_png(run.path("labels", data.name + suffix, f"{name}.png"), values)
     return read_labels(run, data)
+
+
+def rank_by_entropy(run: Run, box: LocalModel, data: Data, batch: int = 8) -> dict[str, float]:
+    """The published lists of easy and hard images, on the owner's side: a label-only box has no entropy.
+
+    ``labels/<part>_easy.txt`` names the half with the lower mean entropy, from the lowest, ``labels/<part>_hard.txt``
+    the rest. Nothing here reads them.
+
+    Returns:
+        Name -> mean entropy in nats.
+
+    Source: Pan et al., IntraDA (CVPR 2020), as the published code uses it.
+    """
+    entropies: dict[str, float] = {}
+    for i in range(0, len(data), batch):
+        values = box.mean_entropy(np.array(data.images[i : i + batch])).tolist()
+        entropies.update(zip(data.names[i : i + batch], values, strict=True))
+    ranked = sorted(entropies, key=lambda name: (entropies[name], name))
+    for kind, names in (("easy", ranked[: len(ranked) // 2]), ("hard", ranked[len(ranked) // 2 :])):
+        write_bytes(run.path("labels", f"{data.name}_{kind}.txt"), "".join(f"{name}\n" for name in names).encode())
+    return entropies
 
 
 def in_frame(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

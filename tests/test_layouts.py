@@ -5,7 +5,8 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import photo
+import yaml
+from conftest import Project, photo
 from PIL import Image
 
 from b2ma_core import datasets, layouts, minicity
@@ -161,3 +162,15 @@ def test_label_ids_are_converted_to_files_of_train_ids(gta5, tmp_path, capsys):
     (tmp_path / "out" / "00001.png").unlink()
     (gta5 / "labels" / "00001.png").write_bytes(b"half")
     assert layouts.main(words) == 1 and "00001.png: cannot be read" in capsys.readouterr().err
+
+
+def test_the_papers_study_passes_the_check_of_its_data(gta5, cityscapes, tmp_path):
+    copy = Project(tmp_path / "copy")
+    path = copy.root / "params" / "gta5_cityscapes.yaml"
+    own = yaml.safe_load(path.read_text())
+    own |= {"source_root": str(gta5), "target_root": str(cityscapes), "source_start": "scratch", "init": "scratch",
+            "source_image_size": [72, 136], "image_size": [64, 128], "workers": 0}  # fmt: skip
+    path.write_text(yaml.safe_dump(own))
+    code, output = copy.notebook("00_data", "gta5_cityscapes")
+    assert code == 0, output
+    assert np.load(copy.root / "data" / "gta5_cityscapes" / "source_train" / "images.npy").shape == (3, 72, 136, 3)
