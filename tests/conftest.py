@@ -1,5 +1,6 @@
 """What several tests share: small parameters, a small data set on disk, and a copy of the project to run studies in."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -90,6 +91,10 @@ class Project:
     def snakemake(study: str = "smoke", seeds: str = "0") -> list[str]:
         return ["-m", "snakemake", "--nolock", "--rerun-incomplete", "--cores", "1", "--config", f"study={study}",
                 f"seeds={seeds}", "-q", "all"]  # fmt: skip
+
+    def metrics(self, study: str, seed: int, stage: str) -> dict:
+        path = self.root / "runs" / study / str(seed) / "records" / f"{stage}.json"
+        return json.loads(path.read_text())["metrics"]
 
     def write_study(self, name: str, **values) -> None:
         import yaml
