@@ -62,7 +62,7 @@ def test_the_findings_are_drawn_from_records_and_an_arm_begins_at_its_switch(pro
     other = (arm / "stage2/round-1" / weights).read_bytes()
     assert other != (run / "stage2/round-1" / weights).read_bytes()
     rows = project.metrics("smoke+plain", 0, "06_evaluation")["rows"]
-    assert list(rows) == ["source-only", "votes", "stage 1", "round 1", "oracle"]
+    assert list(rows) == ["source-only", "votes", "stage 1", "round 1", "round 2", "oracle"]
     assert rows["stage 1"] == project.metrics("smoke", 0, "06_evaluation")["rows"]["stage 1"]
     told = ("-p", "studies=[smoke, smoke+plain, camvid]")
     code, output = project.notebook("08_findings", "smoke", 0, *told)
