@@ -74,15 +74,14 @@ def class_frequency_bars(frequencies: Mapping[str, np.ndarray], space: LabelSpac
     return figure
 
 
-def reliability_bars(reliability: Mapping[float, Mapping[str, float]]) -> Figure:
-    """How often pseudo labels are right, and how many there are, by share of votes."""
+def reliability_bars(entries: Sequence[Mapping[str, float]], width: float = 0.1) -> Figure:
+    """How often pseudo labels are right, and how many there are, by confidence: entries of ``metrics.reliability``."""
     figure, axis = plt.subplots(figsize=(3.3, 2.0))
-    places = np.arange(len(reliability))
+    left = np.array([entry["confidence"] for entry in entries])
     for i, (key, label) in enumerate((("right", "of them right"), ("pixels", "of all pixels"))):
-        values = [100 * entry[key] for entry in reliability.values()]
-        axis.bar(places + 0.4 * i, values, 0.4, label=label, color=PALETTE[i])
-    axis.set_xticks(places + 0.2, [f"{100 * share:.0f}" for share in reliability])
-    axis.set(xlabel="share of votes (%)", ylabel="%", ylim=(0, 100))
+        values = [100 * entry[key] for entry in entries]
+        axis.bar(100 * (left + 0.45 * width * i), values, 45 * width, align="edge", label=label, color=PALETTE[i])
+    axis.set(xlabel="confidence (%)", ylabel="%", xlim=(0, 100), ylim=(0, 100))
     axis.legend(fontsize=7, loc="upper left")
     return figure
 

@@ -81,3 +81,36 @@ class ConfusionMatrix:
         """Share of the scored pixels that are right, 0 .. 1; NaN without pixels."""
         total = self.matrix.sum() + self.unanswered.sum()
         return float(self.matrix.diag().sum().double() / total.double())
+
+
+def reliability(
+    labels: np.ndarray, target: np.ndarray, confidences: np.ndarray, ignore_index: int = 255, bins: int = 10
+) -> list[dict]:
+    """How often labels are right, by their confidence.
+
+    Args:
+        labels: ``(N, H, W)`` train ids.
+        target: ``(N, H, W)`` true train ids; ``ignore_index`` is left out.
+        confidences: ``(N, H, W)`` float, 0 .. 1.
+        ignore_index: true value of pixels that are left out.
+        bins: number of equal parts of 0 .. 1; 1 itself is in the last.
+
+    Returns:
+        One entry for each part that holds pixels: ``confidence``, its lower end; ``pixels``, its share of all known
+        pixels; ``right``, the share of its pixels whose label is right.
+
+    Example:
+        >>> said, true = np.array([[[0, 1, 1, 2]]]), np.array([[[0, 1, 0, 255]]])
+        >>> reliability(said, true, np.array([[[1.0, 0.5, 0.55, 0.9]]]), bins=2)
+        [{'confidence': 0.5, 'pixels': 1.0, 'right': 0.6666666666666666}]
+    """
+    counts, hits = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+    for label, truth, confidence in zip(labels, target, confidences, strict=True):  # one image at a time: memory
+        known = truth != ignore_index
+        part = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+        counts += np.bincount(part[known], minlength=bins)
+        hits += np.bincount(part[known & (label == truth)], minlength=bins)
+    return [
+        {"confidence": i / bins, "pixels": float(counts[i] / counts.sum()), "right": float(hits[i] / counts[i])}
+        for i in np.flatnonzero(counts)
+    ]

@@ -4,7 +4,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from b2ma_core.labels import CITYSCAPES
-from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.metrics import ConfusionMatrix, reliability
 
 
 def maps(classes, seed=0, shape=(4, 32, 64)):
@@ -72,3 +72,17 @@ def test_bad_maps_are_refused(bad, said):
 def test_label_ids_as_target_are_refused():
     with pytest.raises(ValueError, match="target holds"):
         ConfusionMatrix(19).update(torch.zeros(1, 1), torch.tensor([[33]]))
+
+
+def test_reliability_against_a_plain_loop():
+    draw = np.random.default_rng(0)
+    labels, target = draw.integers(0, 3, (2, 5, 7)), draw.choice([0, 1, 2, 255], (2, 5, 7))
+    confidences = draw.choice([0.0, 0.31, 0.55, 0.99, 1.0], (2, 5, 7)).astype(np.float32)
+    entries = {}
+    for said, true, sure in zip(labels.flat, target.flat, confidences.flat, strict=True):
+        if true != 255:
+            entries.setdefault(min(int(sure * 10), 9), []).append(said == true)
+    found = reliability(labels, target, confidences)
+    assert [e["confidence"] for e in found] == [0.0, 0.3, 0.5, 0.9]
+    assert [e["right"] for e in found] == [np.mean(entries[part]) for part in sorted(entries)]
+    assert sum(e["pixels"] for e in found) == pytest.approx(1)
