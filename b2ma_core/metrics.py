@@ -111,6 +111,6 @@ def reliability(
         counts += np.bincount(part[known], minlength=bins)
         hits += np.bincount(part[known & (label == truth)], minlength=bins)
     return [
-        {"confidence": i / bins, "pixels": float(counts[i] / counts.sum()), "right": float(hits[i] / counts[i])}
+        {"confidence": int(i) / bins, "pixels": float(counts[i] / counts.sum()), "right": float(hits[i] / counts[i])}
         for i in np.flatnonzero(counts)
     ]
