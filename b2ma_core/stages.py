@@ -97,10 +97,10 @@ def preflight(run: Run) -> None:
         new_model(run, "target", params.init)
     elif params.source_network != params.target_network:
         raise ValueError("init: 'source' needs target_network to be source_network, their weights must fit")
-    if params.accelerator == "cuda" and torch.cuda.device_count() < params.devices:
-        raise ValueError(
-            f"devices: {params.devices} asked for, this machine has {torch.cuda.device_count()} CUDA devices"
-        )
+    cuda = params.accelerator == "cuda" or (params.accelerator == "auto" and torch.cuda.is_available())
+    if cuda and torch.cuda.device_count() < params.devices:
+        raise ValueError(f"devices: {params.devices} asked for, this machine has {torch.cuda.device_count()} CUDA "
+                         "devices: lower devices, or set accelerator to 'cpu'")  # fmt: skip
     for side, batch in (("source", params.source_batch_size or params.batch_size), ("target", params.batch_size)):
         alone = -(-batch // (params.devices * params.accumulate)) == 1
         if getattr(params, f"{side}_network") == "deeplabv3_resnet50" and alone:

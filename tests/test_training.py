@@ -143,6 +143,15 @@ def test_a_network_with_statistics_over_a_batch_of_one_shows_before_any_training
     stages.preflight(prepared("b", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2))
 
 
+def test_fewer_gpus_than_asked_for_show_before_any_training(prepared, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="devices: 2 asked for, this machine has 1 CUDA devices: lower devices"):
+        stages.preflight(prepared("a", accelerator="cuda", devices=2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="devices: 2 asked for"):
+        stages.preflight(prepared("b", devices=2, accelerator="auto"))
+
+
 def test_where_torch_compile_does_not_work_training_goes_on_without(prepared, monkeypatch, capsys):
     plain = stages.train_source(prepared("plain"))
     monkeypatch.setattr(torch, "compile", lambda model: (_ for _ in ()).throw(RuntimeError("no C++ compiler\nat all")))
