@@ -1,6 +1,9 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from conftest import photo
+from conftest import photo, same_tree
 from PIL import Image
 
 from b2ma_core import datasets, minicity
@@ -48,6 +51,26 @@ def test_several_processes_convert_to_the_same(smoke_params, tmp_path):
     one = datasets.prepare(params, 1, tmp_path / "one")["source_train"]
     two = datasets.prepare(params, 2, tmp_path / "two")["source_train"]
     assert np.array_equal(one.images, two.images) and np.array_equal(one.labels, two.labels)
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from b2ma_core import datasets
+from b2ma_core.params import load_params
+convert = datasets._convert
+datasets._convert = lambda part, *rest: (print(part.name), convert(part, *rest))
+datasets.prepare(load_params(sys.argv[1]), 1, Path(sys.argv[2]))
+"""
+
+
+def test_two_processes_that_start_at_once_make_each_part_once(smoke_params, tmp_path):
+    command = [sys.executable, "-c", PREPARE, str(PROJECT / "params" / "smoke.yaml"), str(tmp_path / "both")]
+    both = [subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    made = [process.communicate()[0].split() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(made[0] + made[1]) == sorted(datasets.prepare(smoke_params, 1, tmp_path / "alone"))
+    same_tree(tmp_path / "alone", tmp_path / "both", "*.npy")
 
 
 def test_all_that_is_wrong_is_listed_and_named(folder_params, street_folder, tmp_path):
