@@ -1,6 +1,6 @@
 """All that crosses the wall: label PNGs, one per target image, in ``labels/<part>/`` of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def queries(params: Params) -> int:
     return params.box_queries if params.box == "model" else 1
 
 
-def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.ndarray:
+def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: Sequence[Data] = ()) -> np.ndarray:
     """Send a part's images through the wall and keep the answers; answers that are there already are not asked again.
 
     Args:
@@ -32,6 +32,8 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.nd
         box: the box.
         data: the part.
         batch: images per question.
+        asked: parts that were asked before; images that they have in common with this one are not
+            asked about again; answers of another size are brought to this one's by the nearest.
 
     Returns:
         ``(N, H, W)`` uint8 train ids: the answers to the images as they are.
@@ -40,9 +42,9 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.nd
         ValueError: if the box's answer is no map of train ids, see :func:`black_box.ask`.
     """
     space, count = LABEL_SPACES[run.params.label_space], queries(run.params)
-    size = None  # scored images have labels of their own size; the owner's model is scored as the students are
-    if isinstance(box, LocalModel) and data.labels is not None and data.labels.shape != data.images.shape[:3]:
-        size = data.labels.shape[1:]
+    size = answer_size(data) if isinstance(box, LocalModel) and answer_size(data) != data.images.shape[1:3] else None
+    for other in asked:
+        _take_over(run, data, other)
     todo = [i for i, name in enumerate(data.names) if not run.path("labels", data.name, f"{name}.png").is_file()]
     for start in tqdm(range(0, len(todo), batch), desc=f"ask for {data.name}", unit="batch", mininterval=5):
         indices = todo[start : start + batch]
@@ -59,6 +61,27 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8) -> np.nd
             for name, values in zip(names, maps, strict=True):
                 write_png(run.path("labels", data.name + suffix, f"{name}.png"), values)
     return read_labels(run, data)
+
+
+def _take_over(run: Run, data: Data, other: Data) -> None:
+    """Take over the answers to images of the same name and pixels that another part has at least as large."""
+    (height, width), there = answer_size(data), {name: i for i, name in enumerate(other.names)}
+    if height > answer_size(other)[0]:
+        return
+    for i, name in enumerate(data.names):
+        if name not in there or not np.array_equal(data.images[i], other.images[there[name]]):
+            continue
+        for suffix in ("_color", "_votes", "_confidence", ""):  # the plain answers last: they say that all is there
+            answer = run.path("labels", other.name + suffix, f"{name}.png")
+            mine = run.path("labels", data.name + suffix, f"{name}.png")
+            if answer.is_file() and not mine.is_file():
+                write_png(mine, np.asarray(Image.open(answer).resize((width, height), Image.Resampling.NEAREST)))
+
+
+def answer_size(data: Data) -> tuple[int, int]:
+    """(height, width) of a part's answers: its labels' own where it has some, so that the owner's model is scored as
+    the students are; else its images'."""
+    return (data.images if data.labels is None else data.labels).shape[1:3]
 
 
 def rank_by_entropy(run: Run, box: LocalModel, data: Data, batch: int = 8) -> dict[str, float]:

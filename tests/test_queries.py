@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -107,3 +109,19 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
     once = Run(params.model_copy(update={"box_queries": 1}), 1, tmp_path)
     ask_for_labels(once, Moody(), data)
     assert (read_pseudo_labels(once, data) == 1).all() and read_confidences(once, data) is None
+
+
+def test_images_that_two_parts_share_are_asked_about_once(smoke_params, tmp_path):
+    params = smoke_params.model_copy(update={"target_val_images": 8})
+    datasets.prepare(params, 1, tmp_path / "data")
+    data, run, box = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
+    plain, asked = ask_for_labels(run, box, data), box.calls
+    half = replace(data, name="half", labels=data.labels[:, ::2, ::2])
+    assert np.array_equal(ask_for_labels(run, box, half, asked=[data]), plain[:, ::2, ::2])
+    assert box.calls == asked and read_confidences(run, half).shape == half.labels.shape
+    changed = np.array(data.images)
+    changed[3] = 0  # another image of the same name
+    ask_for_labels(run, box, replace(data, name="changed", images=changed), asked=[data])
+    assert box.calls == 2 * asked
+    ask_for_labels(run, box, replace(data, name="whole"), asked=[half])  # never from smaller answers
+    assert box.calls == 3 * asked
