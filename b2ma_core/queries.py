@@ -1,41 +1,48 @@
 """Asking a box more than once: views of an image, and what several answers agree on.
 
-A box that only gives labels may answer a well-exposed, quiet photograph better than a dark, pale or noisy one (on
-MiniCity it does), and where its answers to several views
-differ, it is less often right. Which views suit an image shows in the labels alone: they agree with the others.
+A box that only gives labels may answer a well-exposed, quiet photograph better than a dark, pale or noisy one, and where
+its answers to several views differ, it is less often right. Which views suit an image shows in the labels alone: they
+agree with the others.
 """
+
+import math
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as T
 from torch import Tensor
 
-# Mean and standard deviation of ImageNet's pixels over all channels, from torchvision's constants, in 0 .. 255.
-PHOTO_MEAN, PHOTO_STD = 114.5, 57.6
+PHOTO_MEAN = 0.449  # mean of ImageNet's pixels over all channels, from torchvision's constants, in 0 .. 1
 
 
-def quieten(images: Tensor) -> Tensor:
-    """Gaussian blur with sigma 0.7 pixels, against sensor noise; ``(N, 3, H, W)`` uint8 to the same."""
-    return T.gaussian_blur(images, [7, 7], [0.7, 0.7])
+def quieten(images: Tensor, sigma: float = 0.7) -> Tensor:
+    """Gaussian blur, sigma in pixels, against sensor noise; ``(N, 3, H, W)`` uint8 to the same."""
+    side = 2 * math.ceil(4 * sigma) + 1
+    return T.gaussian_blur(images, [side, side], [sigma, sigma])
 
 
 def expose(images: Tensor) -> Tensor:
-    """Grey-world white balance, then brightness and contrast of an average photograph.
+    """Develop an image as a photographer would: white balance, full contrast, then the brightness of a photograph.
+
+    The last is a gamma curve, which lights up the shadows of a dusk and keeps its sky, where a gain or an offset would
+    burn the one out or veil the other.
 
     Args:
         images: ``(N, 3, H, W)`` uint8 RGB.
 
     Returns:
-        The same shape and dtype; each image has equal channel means and, but for clipping, ImageNet's mean and
-        standard deviation.
+        The same shape and dtype. Each image's gamma, within 0.3 .. 1.5, would bring a pixel of its mean to ImageNet's.
 
-    Source: Buchsbaum, A spatial processor model for object colour perception (1980), for the grey world.
+    Source: Buchsbaum, A spatial processor model for object colour perception (1980), for the grey world; Babakhani and
+    Zarei, Automatic gamma correction based on average of brightness (2015).
     """
     pixels = images.float()
     means = pixels.mean((2, 3), keepdim=True)
-    pixels = pixels * (means.mean(1, keepdim=True) / means.clamp(min=1))
-    mean, std = pixels.mean((1, 2, 3), keepdim=True), pixels.std((1, 2, 3), keepdim=True)
-    return ((pixels - mean) / std.clamp(min=1) * PHOTO_STD + PHOTO_MEAN).clamp(0, 255).to(torch.uint8)
+    balanced = (pixels * (means.mean(1, keepdim=True) / means.clamp(min=1))).clamp(0, 255).to(torch.uint8)
+    pixels = T.autocontrast(balanced).float() / 255
+    mean = pixels.mean((1, 2, 3), keepdim=True).clamp(0.02, 0.98)
+    gamma = (math.log(PHOTO_MEAN) / mean.log()).clamp(0.3, 1.5)
+    return (pixels**gamma * 255).round().to(torch.uint8)
 
 
 VIEWS = (  # name, change of the pixels, enlargement
@@ -44,10 +51,10 @@ VIEWS = (  # name, change of the pixels, enlargement
     ("quiet, full contrast", lambda images: T.autocontrast(quieten(images)), 1.0),
     ("exposed", expose, 1.0),
     ("full contrast", T.autocontrast, 1.0),
-    ("quiet", quieten, 1.0),
-    ("larger", lambda images: images, 1.5),
-    ("quiet, exposed, larger", lambda images: expose(quieten(images)), 1.5),
-    ("smaller", lambda images: images, 0.75),
+    ("quieter, exposed", lambda images: expose(quieten(images, 1.2)), 1.0),
+    ("exposed, larger", expose, 1.25),
+    ("quiet, exposed, larger", lambda images: expose(quieten(images)), 1.25),
+    ("exposed, smaller", expose, 0.75),
     ("quiet, exposed, smaller", lambda images: expose(quieten(images)), 0.75),
 )
 
