@@ -1,8 +1,8 @@
 """Asking a box more than once: views of an image, and what several answers agree on.
 
-A box that only gives labels may answer a well-exposed, quiet photograph better than a dark, pale or noisy one, and where
-its answers to several views differ, it is less often right. Which views suit an image shows in the labels alone: they
-agree with the others.
+A box that only gives labels may answer a well-exposed, quiet photograph better than a dark, pale or noisy one, and
+where its answers to several views differ, it is less often right. Which views suit an image shows in the labels alone:
+they agree with the others.
 """
 
 import math
