@@ -84,7 +84,11 @@ def test_an_exposed_image_has_the_brightness_of_a_photograph():
     # A dusk: bright sky over dark ground. The shadows are lit, the sky keeps its steps.
     dusk = torch.cat([torch.arange(200, 240).repeat(20, 1), torch.arange(10, 50).repeat(60, 1)])
     seen = expose(dusk.to(torch.uint8).expand(1, 3, 80, 40))[0, 0].float()
-    assert seen[20:].mean() > 1.5 * dusk[20:].float().mean() and seen[0].diff().min() >= 0 and seen[0, -1] - seen[0, 0] > 20
+    assert (
+        seen[20:].mean() > 1.5 * dusk[20:].float().mean()
+        and seen[0].diff().min() >= 0
+        and seen[0, -1] - seen[0, 0] > 20
+    )
     black = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     assert expose(black).float().std() == 0  # nothing to divide by is no error
 
