@@ -1,12 +1,14 @@
 # make study    sets up .venv and runs a study            make test    sets up .venv and passes the tests
 # make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
-# make ablation the parts of the method one by one        (QUICK=1: the arms of stage 2)
+# make ablation the parts of the method one by one        (RUNS=figures/records: from the committed ones)
+#               (QUICK=1: the arms of stage 2)            make records keeps the records of runs/ there
 # make clean    removes the runs and data of STUDY        Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
 #                                                         LAB="--no-browser --port 8889" for a machine far away
 #                                                         PROFILE=profiles/slurm: as jobs on a cluster
 STUDY ?= minicity
 SEEDS ?= 0
 JOBS ?= 1
+RUNS ?= runs
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -19,7 +21,7 @@ export MALLOC_MMAP_THRESHOLD_ = 2000000000
 export MALLOC_TRIM_THRESHOLD_ = 4000000000
 export THP_MEM_ALLOC_ENABLE = 1
 
-.PHONY: study test lab figures ablation clean benchmark
+.PHONY: study test lab figures records ablation clean benchmark
 
 study: .venv/ready
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete $(WHERE) \
@@ -36,9 +38,13 @@ lab: .venv/ready
 	  --LabApp.default_url=/lab/tree/notebooks/00_data.ipynb $(LAB)
 
 figures: .venv/ready
-	@$(PY) notebooks/run.py 07_figures --study $(STUDY) --seed $(firstword $(SEEDS)) \
+	@$(PY) notebooks/run.py 07_figures --study $(STUDY) --seed $(firstword $(SEEDS)) -p runs=$(RUNS) \
 	  -p "seeds=[$(shell echo $(SEEDS) | tr ' ' ',')]"
-	@$(PY) notebooks/run.py 08_findings --study $(STUDY) --seed $(firstword $(SEEDS))
+	@$(PY) notebooks/run.py 08_findings --study $(STUDY) --seed $(firstword $(SEEDS)) -p runs=$(RUNS)
+
+# The records of all finished runs, to be committed.
+records: .venv/ready
+	$(PY) -m b2ma_core.records figures/records
 
 # ARMS="plain mix": some arms alone. All of them take hours; QUICK=1 takes the rows of stage 2. Seeds as in
 # params/ablation.yaml unless SEEDS is given.

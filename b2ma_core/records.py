@@ -228,6 +228,30 @@ def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
         yield
 
 
+def publish(folder: Path, runs: Path = PROJECT / "runs") -> list[str]:
+    """Copy what the figures are drawn from out of all finished runs, small enough to be committed.
+
+    ``<folder>/<study>/<seed>/records/`` gets the records of 01 to 06 (of an arm: 06), without the machine's name, and
+    the samples of the first seed where the target is drawn: photographs stay where their licence keeps them.
+
+    Returns:
+        ``study/seed`` of each.
+    """
+    copied = []
+    for last in sorted(runs.glob(f"*/*/records/{STAGES[6]}.json")):
+        study, seed = last.parts[-4:-2]
+        first = seed == min((path.name for path in last.parents[2].glob("[0-9]*")), key=int)
+        into = folder / study / seed / "records"
+        for stage in STAGES[6:7] if "+" in study else STAGES[1:7]:
+            record = json.loads((last.parent / f"{stage}.json").read_text())
+            record["where"].pop("machine", None)
+            write_bytes(into / f"{stage}.json", (json.dumps(record, separators=(",", ":")) + "\n").encode())
+        if first and "+" not in study and record["params"]["target_dataset"] == "minicity":
+            write_bytes(into / "samples.npz", (last.parent / "samples.npz").read_bytes())
+        copied.append(f"{study}/{seed}")
+    return copied
+
+
 def _plain(value: Any) -> Any:
     """Numbers of numpy and torch to Python's, NaN to None."""
     if isinstance(value, Mapping):
@@ -237,3 +261,7 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     return None if isinstance(value, float) and value != value else value
+
+
+if __name__ == "__main__":
+    print("published:", *publish(Path(sys.argv[1])))

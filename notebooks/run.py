@@ -45,8 +45,7 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
     path = PROJECT / "params" / f"{study}.yaml"
     values = read_yaml(path)
     params = check_params(values, str(path.relative_to(PROJECT)))
-    run = Run(params, seed)
-    source, output = PROJECT / "notebooks" / f"{name}.ipynb", run.path("notebooks", f"{name}.ipynb")
+    source = PROJECT / "notebooks" / f"{name}.ipynb"
     declared = set(papermill.inspect_notebook(str(source)))
     own = {key: yaml.safe_load(value) for key, value in given.items()}
     unknown = set(own) - declared
@@ -57,6 +56,8 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
     for key in set(own) & set(Params.model_fields):
         values[key] = own[key]
     check_params(values, "-p")
+    run = Run(params, seed, PROJECT / str(own.get("runs", "runs")))
+    output = run.path("notebooks", f"{name}.ipynb")
     branch(run)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

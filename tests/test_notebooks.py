@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import same_tree
 
-from b2ma_core.records import PROJECT, STAGES
+from b2ma_core.records import PROJECT, STAGES, publish
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
@@ -70,6 +70,18 @@ def test_the_findings_are_drawn_from_records_and_an_arm_begins_at_its_switch(pro
     assert project.metrics("smoke", 0, "08_findings")["seeds"] == {"smoke": [0], "smoke+plain": [0]}
     text = (project.root / "figures" / "findings" / "benchmarks.md").read_text()
     assert f"| stage 1 | {100 * rows['stage 1']['miou']:.1f} |" in text
+
+    kept, tables = project.root / "figures" / "records", project.root / "figures" / "smoke"
+    assert publish(kept, project.root / "runs") == ["smoke/0", "smoke+plain/0"]
+    assert '"machine"' not in (kept / "smoke/0/records/06_evaluation.json").read_text()
+    assert not (kept / "smoke+plain/0/records/05_self_distill.json").exists()  # an arm's scores are enough
+    table = (tables / "table.md").read_text()
+    (tables / "table.md").unlink()
+    for notebook, options in (("07_figures", ()), ("08_findings", told)):  # drawn again from them alone
+        code, output = project.notebook(notebook, "smoke", 0, "-p", "runs=figures/records", *options)
+        assert code == 0, output
+    assert (tables / "table.md").read_text() == table
+    assert (project.root / "figures" / "findings" / "benchmarks.md").read_text() == text
 
 
 def test_a_second_call_does_nothing(project):
