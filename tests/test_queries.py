@@ -5,7 +5,7 @@ import torch
 
 from b2ma_core import datasets, minicity
 from b2ma_core.pseudo_labels import ask_for_labels, in_frame, read_confidences, read_labels, read_pseudo_labels
-from b2ma_core.queries import PHOTO_MEAN, VIEWS, agreement, expose, plurality, views, vote
+from b2ma_core.queries import PHOTO_MEAN, VIEWS, agreement, expose, noise_level, plurality, quieten, views, vote
 from b2ma_core.records import Run
 
 
@@ -73,6 +73,18 @@ def test_labels_of_an_enlarged_view_come_back_to_their_place():
     labels = np.arange(24, dtype=np.uint8).reshape(1, 4, 6)
     for scale in (1, 2, 3):
         np.testing.assert_array_equal(in_frame(labels.repeat(scale, 1).repeat(scale, 2), (4, 6)), labels)
+
+
+def test_only_a_noisy_image_is_blurred():
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(60, 180, 200).expand(3, 150, 200)
+    noisy = torch.stack([ramp + sd * torch.randn(150, 200, generator=generator) for sd in (0.5, 4.0, 12.0)])
+    noisy = noisy.round().to(torch.uint8)
+    assert torch.allclose(noise_level(noisy), torch.tensor([0.5, 4.0, 12.0]), rtol=0.15)
+    before, after = ((x.float() - ramp).std((1, 2, 3)) for x in (noisy, quieten(noisy)))
+    assert after[0] > 0.8 * before[0] and (after[1:] < 0.6 * before[1:]).all()
+    flat = torch.full((1, 3, 9, 9), 7, dtype=torch.uint8)
+    assert noise_level(flat) == 0 and torch.equal(quieten(flat), flat)
 
 
 def test_an_exposed_image_has_the_brightness_of_a_photograph():
