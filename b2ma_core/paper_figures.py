@@ -127,6 +127,28 @@ def noise_by_class(precision: Mapping[str, np.ndarray], space: LabelSpace) -> Fi
     return figure
 
 
+def answered_by_class(ratios: Mapping[str, np.ndarray], space: LabelSpace, lowest: float = 0.02) -> Figure:
+    """How often each class is answered, as a multiple of its true pixels: one series a name, a mean over seeds.
+
+    Args:
+        ratios: name -> ``(S, C)`` floats from 0; NaN where it is not known.
+        space: names.
+        lowest: smaller ratios are drawn here, so that a class that died shows on the logarithmic axis.
+    """
+    figure, axis = plt.subplots(figsize=(PAGE, 2.3))
+    places = np.arange(space.num_classes)
+    for i, (name, values) in enumerate(ratios.items()):
+        means = np.ma.masked_invalid(np.atleast_2d(values)).mean(0).filled(np.nan)
+        axis.plot(places + 0.2 * (i - 1), means.clip(lowest), "ovsD"[i], color=PALETTE[i], label=name, markersize=4)
+    axis.axhline(1, color="0.4", linewidth=0.8)
+    axis.set(yscale="log", ylabel="answered / true pixels", ylim=(lowest * 0.8, 6))
+    axis.set_yticks([lowest, 0.1, 0.5, 1, 2, 5], [f"{lowest:g} or less", "0.1", "0.5", "1", "2", "5"])
+    axis.minorticks_off()
+    axis.set_xticks(places, space.names, rotation=45, ha="right")
+    axis.legend(ncols=4, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return figure
+
+
 def patches_by_class(counts: Mapping[str, int]) -> Figure:
     """How many hard patches hold each rare class."""
     figure, axis = plt.subplots(figsize=(COLUMN, 0.5 + 0.2 * len(counts)))

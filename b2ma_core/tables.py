@@ -37,6 +37,20 @@ def per_class(evaluations: Sequence[dict], name: str, key: str = "iou") -> np.nd
     return np.array([e["rows"][name][key] for e in evaluations], float)
 
 
+def answered_to_true(evaluations: Sequence[dict], name: str) -> np.ndarray:
+    """``(S, C)`` float64: a row's answers of each class over its true pixels, by seed, from what the record has.
+
+    With T the true pixels of a class, P its answers and I those that are right, IoU = I / (T + P - I) and
+    precision = I / P, so that P / T = 1 / ((1 / IoU + 1) precision - 1). 0 for a class that was never answered; NaN for
+    one that is not there, or whose answers are all wrong, for then the record does not tell how many they were.
+    """
+    iou, precision = per_class(evaluations, name), per_class(evaluations, name, "precision")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = 1 / ((1 / iou + 1) * precision - 1)
+    ratio = np.where(iou > 0, ratio, np.nan)
+    return np.where((iou == 0) & np.isnan(precision), 0.0, ratio)
+
+
 def result_rows(evaluations: Sequence[dict], split: str | None = None) -> list[dict]:
     """One row per stage: name, mIoU of each seed, and the gap's share of each seed (None without an oracle).
 
@@ -108,7 +122,10 @@ def difference(pair: tuple[float, float] | None) -> str:
     return f"{mean:+.1f}" + ("" if half != half else f" ({mean - half:+.1f} .. {mean + half:+.1f})")
 
 
-def gains(evaluations: Sequence[dict], rare_below: float = 0.01) -> list[dict]:
+RARE_BELOW = 0.01  # of the true pixels
+
+
+def gains(evaluations: Sequence[dict], rare_below: float = RARE_BELOW) -> list[dict]:
     """Every row but the oracle against source-only of the same seed.
 
     Returns:
@@ -156,6 +173,12 @@ def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> s
         moved = 100 * (per_class(evaluations, rows[-1]) - per_class(evaluations, "stage 1")).mean(0)
         order = [c for c in np.argsort(moved) if moved[c] == moved[c]]
         lost, won = ([f"{names[c]} {moved[c]:+.1f}" for c in some] for some in (order[:3], order[:-4:-1]))
+        shares = np.array(evaluations[0]["class_shares"])
+        shares = shares * (shares < RARE_BELOW)
+        said = {row: np.nansum(answered_to_true(evaluations, row) * shares, 1).mean() for row in rows}
+        if shares.any():
+            parts = ", ".join(f"{row} {value / shares.sum():.2f}" for row, value in said.items())
+            text += f". Answers of the classes under 1%, as a multiple of their true pixels: {parts}"
         text += f". From stage 1 to {rows[-1]}: most won {', '.join(won)}; most lost or least won {', '.join(lost)}"
     return text + "."
 

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from b2ma_core.ablation import ablation_rows, arms_of, branch, curve, first_stage, main, read_ablation, switched
+from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, ParamsError, load_params
 from b2ma_core.records import PROJECT, STAGES, Run, write_json
-from b2ma_core.tables import difference, gains, in_words, paired_difference
+from b2ma_core.tables import answered_to_true, difference, gains, in_words, paired_difference
 
 PARAMS = PROJECT / "params"
 
@@ -102,10 +104,25 @@ def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
 
 
 def test_the_findings_in_words_by_hand():
-    rows = {name: {"miou": miou, "iou": [miou, miou + d]} for name, miou, d in
+    rows = {name: {"miou": miou, "iou": [miou, miou + d], "precision": [1, 0.5]} for name, miou, d in
             (("source-only", 0.2, 0), ("stage 1", 0.3, 0.1), ("round 1", 0.4, -0.1), ("oracle", 0.6, 0))}  # fmt: skip
-    text = in_words("mine", [{"rows": rows}], ("road", "pole"))
+    text = in_words("mine", [{"rows": rows, "class_shares": [0.995, 0.005]}], ("road", "pole"))
     assert text.startswith(
         "**mine**: source-only 20.0 mIoU; stage 1 +10.0, round 1 +10.0; 50% of the way to the oracle's 60.0"
     )
+    # of 100 pixels of pole with IoU 0.2 and precision 0.5: 50 answered, 25 of them right, 25 / (100 + 50 - 25)
+    assert "under 1%, as a multiple of their true pixels: source-only 0.50, stage 1 1.33, round 1 0.86. From" in text
     assert "most won road +10.0, pole -10.0; most lost or least won pole -10.0, road +10.0" in text
+
+
+def test_how_often_a_class_is_answered_comes_out_of_iou_and_precision():
+    truth, answers = np.random.default_rng(0).integers(0, 4, (2, 40, 40))
+    answers[answers == 2] = 1  # never answered
+    answers[(truth == 3) & (answers == 3)] = 0  # always wrong
+    scores = ConfusionMatrix(5)  # 4 is not there
+    scores.update(answers, truth)
+    precision = scores.matrix.diag() / scores.matrix.sum(0)
+    found = [{"rows": {"x": {"iou": scores.iou().tolist(), "precision": precision.tolist()}}}]
+    (ratio,) = answered_to_true(found, "x")
+    assert ratio[:2] == pytest.approx([(answers == c).sum() / (truth == c).sum() for c in (0, 1)])
+    assert ratio[2] == 0 and np.isnan(ratio[3:]).all()
