@@ -141,7 +141,7 @@ def answered_by_class(ratios: Mapping[str, np.ndarray], space: LabelSpace, lowes
         means = np.ma.masked_invalid(np.atleast_2d(values)).mean(0).filled(np.nan)
         axis.plot(places + 0.2 * (i - 1), means.clip(lowest), "ovsD"[i], color=PALETTE[i], label=name, markersize=4)
     axis.axhline(1, color="0.4", linewidth=0.8)
-    axis.set(yscale="log", ylabel="answered / true pixels", ylim=(lowest * 0.8, 6))
+    axis.set(yscale="log", ylabel="answered / true pixels", ylim=(lowest * 0.8, None))
     axis.set_yticks([lowest, 0.1, 0.5, 1, 2, 5], [f"{lowest:g} or less", "0.1", "0.5", "1", "2", "5"])
     axis.minorticks_off()
     axis.set_xticks(places, space.names, rotation=45, ha="right")

@@ -10,6 +10,8 @@ import numpy as np
 
 from b2ma_core.records import PROJECT, STAGES
 
+RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
+
 
 def read_evaluations(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
     """The evaluation's metrics of each seed; FileNotFoundError names what to run."""
@@ -47,7 +49,6 @@ def answered_to_true(evaluations: Sequence[dict], name: str) -> np.ndarray:
     iou, precision = per_class(evaluations, name), per_class(evaluations, name, "precision")
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = 1 / ((1 / iou + 1) * precision - 1)
-    ratio = np.where(iou > 0, ratio, np.nan)
     return np.where((iou == 0) & np.isnan(precision), 0.0, ratio)
 
 
@@ -122,15 +123,12 @@ def difference(pair: tuple[float, float] | None) -> str:
     return f"{mean:+.1f}" + ("" if half != half else f" ({mean - half:+.1f} .. {mean + half:+.1f})")
 
 
-RARE_BELOW = 0.01  # of the true pixels
-
-
-def gains(evaluations: Sequence[dict], rare_below: float = RARE_BELOW) -> list[dict]:
+def gains(evaluations: Sequence[dict]) -> list[dict]:
     """Every row but the oracle against source-only of the same seed.
 
     Returns:
         For each row ``name``; ``all`` and ``rare``, :func:`paired_difference` of the mIoU over all classes, and over
-        those that hold less than ``rare_below`` of the true pixels (None without any); ``died``, the classes whose
+        those that hold less than ``RARE_BELOW`` of the true pixels (None without any); ``died``, the classes whose
         mean IoU was at least 1% in source-only and is below 0.1% now.
     """
     names = [name for name in evaluations[0]["rows"] if name != "oracle"]
@@ -138,7 +136,7 @@ def gains(evaluations: Sequence[dict], rare_below: float = RARE_BELOW) -> list[d
         return []
 
     shares = np.array(evaluations[0]["class_shares"])
-    rare = np.flatnonzero((shares > 0) & (shares < rare_below))
+    rare = np.flatnonzero((shares > 0) & (shares < RARE_BELOW))
     before, lines = per_class(evaluations, "source-only"), []
     for name in names[1:]:
         after = per_class(evaluations, name)
@@ -173,7 +171,7 @@ def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> s
         moved = 100 * (per_class(evaluations, rows[-1]) - per_class(evaluations, "stage 1")).mean(0)
         order = [c for c in np.argsort(moved) if moved[c] == moved[c]]
         lost, won = ([f"{names[c]} {moved[c]:+.1f}" for c in some] for some in (order[:3], order[:-4:-1]))
-        shares = np.array(evaluations[0]["class_shares"])
+        shares = np.array(evaluations[0]["class_shares"])  # what is not known of a class counts nothing
         shares = shares * (shares < RARE_BELOW)
         said = {row: np.nansum(answered_to_true(evaluations, row) * shares, 1).mean() for row in rows}
         if shares.any():
