@@ -169,7 +169,7 @@ def box_votes(labels: np.ndarray, confidences: np.ndarray | None, weight: float)
 
     Args:
         labels: ``(N, H, W)`` uint8 pseudo labels.
-        confidences: ``(N, H, W)`` float32 shares of the votes, 0 .. 1; None: the box was asked once, each counts 1.
+        confidences: ``(N, H, W)`` uint8 shares of the votes, 0 .. 255; None: the box was asked once, each counts 1.
         weight: of a label that all votes agree on, 0 .. 1.
 
     Returns:
@@ -177,7 +177,7 @@ def box_votes(labels: np.ndarray, confidences: np.ndarray | None, weight: float)
     """
     if weight == 0:
         return None
-    shares = np.ones(labels.shape, np.float32) if confidences is None else confidences
+    shares = np.ones(labels.shape, np.float32) if confidences is None else confidences.astype(np.float32) / 255
     return torch.from_numpy(labels).long(), torch.from_numpy(weight * shares * (labels != 255)).float()
 
 
@@ -188,6 +188,7 @@ def teach(
     kind: str = "probability",
     shares: ClassShares | None = None,
     votes: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The teacher's labels and confidences on clean images.
 
@@ -200,11 +201,12 @@ def teach(
             Of the probabilities p
             become ``(1 - w) p + w [the box's label]``, so that the teacher overrules the box where it is surer than the
             box was; it cannot drift far from what the box said. None: as published.
+        temperature: the logits are divided by it first, see :mod:`calibration`; 1: as published.
 
     Returns:
         ``(N, H, W)`` int64 labels and ``(N, H, W)`` float32 confidences.
     """
-    logits = teacher(images)
+    logits = teacher(images) / temperature
     if shares is not None:
         shares.update(logits)
     logits = logits.permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
@@ -259,6 +261,7 @@ def self_distillation_loss(
     generator: torch.Generator,
     shares: ClassShares | None = None,
     votes: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """One step of stage 2: the student answers mixed images as the teacher answers clean ones, plus hard patches.
 
@@ -270,15 +273,20 @@ def self_distillation_loss(
         params: the study's.
         generator: source of all randomness, on the CPU.
         shares, votes: the teacher's class shares and the box's votes, see :func:`teach`.
+        temperature: of the teacher's and the student's logits.
 
     Returns:
         Scalar loss.
     """
-    pseudo_labels, confidence = teach(teacher, images, params.confidence, shares, votes)
+    pseudo_labels, confidence = teach(teacher, images, params.confidence, shares, votes, temperature)
     seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, params, generator)
     loss = consistency_loss(
-        student(seen), pseudo_labels, confidence, params.confidence_threshold, params.consistency_weight
+        student(seen) / temperature,
+        pseudo_labels,
+        confidence,
+        params.confidence_threshold,
+        params.consistency_weight,
     )
     if hard is not None:
-        loss = loss + params.hard_patch_weight * label_loss(student(hard[0]), hard[1])
+        loss = loss + params.hard_patch_weight * label_loss(student(hard[0]) / temperature, hard[1])
     return loss

@@ -135,10 +135,14 @@ def read_pseudo_labels(run: Run, data: Data) -> np.ndarray:
 
 
 def read_confidences(run: Run, data: Data) -> np.ndarray | None:
-    """``(N, H, W)`` float32 confidences, 0 .. 1: the votes' shares or the owner's; None after a single query."""
+    """``(N, H, W)`` uint8 confidences, 0 .. 255: the votes' shares or the owner's; None after a single query.
+
+    Bytes as they are in the files: as floats, those of Cityscapes' training images would take four times the memory
+    in each process.
+    """
     if not run.path("labels", f"{data.name}_confidence").is_dir():
         return None
-    return _read(run, data, f"{data.name}_confidence", lambda values, path: values).astype(np.float32) / 255
+    return _read(run, data, f"{data.name}_confidence", lambda values, path: values)
 
 
 def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray:

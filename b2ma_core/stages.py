@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from b2ma_core.augmentations import jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
+from b2ma_core.calibration import agreement_temperature
 from b2ma_core.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
     ClassShares,
@@ -152,6 +153,22 @@ def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
     return ClassShares(frequencies, params.share_alignment, params.share_exponent, params.share_limit)
 
 
+def start_temperature(params: Params, fabric: Fabric, model: nn.Module, data: Data, pseudo_labels: np.ndarray) -> float:
+    """The temperature of a round, from the network that it starts with, on 64 images at most, evenly chosen.
+
+    Every fourth row and column says enough.
+    """
+    if not params.stage2_calibration:
+        return 1.0
+    chosen = np.linspace(0, len(data) - 1, min(len(data), 64)).astype(int)
+    logits = []
+    with torch.no_grad(), fabric.autocast():
+        for i in range(0, len(chosen), 8):
+            images = torch.from_numpy(np.array(data.images[chosen[i : i + 8]])).permute(0, 3, 1, 2)
+            logits.append(model(to_device(images, fabric.device))[..., ::4, ::4].float().cpu())
+    return agreement_temperature(torch.cat(logits), torch.from_numpy(pseudo_labels[chosen, ::4, ::4]).long())
+
+
 def train_stage2(run: Run, number: int) -> dict:
     """Round ``number`` (1, 2, ..) of self-distillation -> ``stage2/round-<number>/student.safetensors``."""
     params, stage = run.params, f"stage2/round-{number}"
@@ -165,6 +182,7 @@ def train_stage2(run: Run, number: int) -> dict:
     student, optimizer = _set_up(params, fabric, model, params.weight_decay)
     teacher = make_teacher(model)
     shares = class_shares(params, labels).to(fabric.device)
+    temperature = start_temperature(params, fabric, teacher, data, labels)
 
     def answer(images: Tensor) -> Tensor:
         with fabric.autocast():
@@ -191,7 +209,8 @@ def train_stage2(run: Run, number: int) -> dict:
         chosen = indices_of(numbers, len(data), run.seed, stage)
         votes = box_votes(labels[chosen], None if confidences is None else confidences[chosen], params.teacher_votes)
         hard = hard_patches(numbers[0])
-        return self_distillation_loss(student, answer, images, hard, params, generator, shares, votes), len(images)
+        loss = self_distillation_loss(student, answer, images, hard, params, generator, shares, votes, temperature)
+        return loss, len(images)
 
     def after_step(step: int):
         ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average")

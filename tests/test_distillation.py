@@ -181,7 +181,7 @@ def test_the_box_is_overruled_only_where_the_teacher_is_surer():
     # all, all and none of the votes.
     p = torch.tensor([0.9, 0.6, 0.9])
     logits = torch.stack([p, 1 - p]).log().view(1, 2, 1, 3)
-    said, shares = np.array([[[1, 1, 255]]], np.uint8), np.array([[[1.0, 1.0, 0.7]]], np.float32)
+    said, shares = np.array([[[1, 1, 255]]], np.uint8), np.array([[[255, 255, 178]]], np.uint8)
     labels, confidence = teach(lambda _: logits, None, votes=box_votes(said, shares, 0.3))
     assert labels.tolist() == [[[0, 1, 0]]]
     torch.testing.assert_close(confidence, torch.tensor([[[0.63, 0.58, 0.9]]]))  # 0.7 p, 0.7 (1 - p) + 0.3, p

@@ -124,7 +124,7 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
     assert box.calls == len(VIEWS) and (plain == 1).all() and (read_labels(run, data) == 1).all()
     assert (read_pseudo_labels(run, data) == 0).all()
     agreeing = len(VIEWS) - 1  # with weight 1; the first view's answer agrees with no other
-    np.testing.assert_allclose(read_confidences(run, data), agreeing / (agreeing + 1e-3**4), atol=1 / 255)
+    np.testing.assert_allclose(read_confidences(run, data) / 255, agreeing / (agreeing + 1e-3**4), atol=1 / 255)
     once = Run(params.model_copy(update={"box_queries": 1}), 1, tmp_path)
     ask_for_labels(once, Moody(), data)
     assert (read_pseudo_labels(once, data) == 1).all() and read_confidences(once, data) is None

@@ -1,0 +1,51 @@
+"""The temperature that makes a network as sure as it agrees with its pseudo labels."""
+
+import pytest
+import torch
+
+from b2ma_core.calibration import agreement_temperature, mean_confidence
+from b2ma_core.distillation import self_distillation_loss, teach
+from b2ma_core.params import check_params
+
+
+def some_logits(generator=7):
+    return torch.randn(3, 5, 16, 24, generator=torch.Generator().manual_seed(generator))
+
+
+def test_confidence_becomes_the_agreement():
+    logits = some_logits()
+    labels = logits.argmax(1)
+    labels[:, :4] = 255  # nobody said anything there
+    labels[:, 4:7] = (labels[:, 4:7] + 1) % 5  # 3 of 12 rows disagree
+    temperature = agreement_temperature(logits, labels)
+    assert mean_confidence(logits, temperature) == pytest.approx(0.75, abs=1e-4)
+
+
+def test_a_scale_of_the_logits_is_taken_out():
+    logits = some_logits()
+    labels = torch.where(torch.arange(16)[None, :, None] < 12, logits.argmax(1), 0)
+    once = agreement_temperature(logits, labels)
+    assert agreement_temperature(logits * 0.3, labels) == pytest.approx(0.3 * once, rel=1e-5)
+
+
+def test_what_cannot_be_fitted_ends_at_a_bound_or_at_one():
+    logits = some_logits()
+    assert agreement_temperature(logits, torch.full((3, 16, 24), 255)) == 1.0
+    assert agreement_temperature(logits, logits.argmin(1)) == pytest.approx(20, rel=1e-6)  # right nowhere
+    assert agreement_temperature(logits, logits.argmax(1), bounds=(0.5, 2.0)) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_teacher_and_student_are_divided_by_it(smoke_params):
+    params = check_params({**smoke_params.model_dump(), "mix_jitter_probability": 0.0, "mix_blur_probability": 0.0}, "")
+    images, hard = torch.rand(2, 3, 32, 32), (torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long))
+    network = torch.nn.Conv2d(3, 5, 1)
+
+    def loss(net, temperature):
+        return self_distillation_loss(net, net, images, hard, params, torch.Generator().manual_seed(1), None, None,
+                                      temperature)  # fmt: skip
+
+    torch.testing.assert_close(loss(network, 0.25), loss(lambda x: network(x) * 4, 1.0))
+    assert not torch.isclose(loss(network, 0.25), loss(network, 1.0))
+    labels, confidence = teach(network, images, temperature=0.25)
+    assert torch.equal(labels, network(images).argmax(1))
+    torch.testing.assert_close(confidence, (network(images) * 4).softmax(1).amax(1))
