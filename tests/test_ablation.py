@@ -17,7 +17,14 @@ PARAMS = PROJECT / "params"
 def test_an_arm_is_its_study_with_some_parameters_switched():
     arm, study = load_params(PARAMS / "minicity+plain.yaml"), load_params(PARAMS / "minicity.yaml")
     told = {line.split(":")[0] for line in arm.differences(study.model_dump())}
-    assert told == {"study", "mix_images", "hard_patch_weight", "share_alignment", "teacher_votes"}
+    assert told == {
+        "study",
+        "stage2_calibration",
+        "mix_images",
+        "hard_patch_weight",
+        "share_alignment",
+        "teacher_votes",
+    }
     assert set(switched("minicity+plain")) == told - {"study"} and switched("minicity") == {}
     with pytest.raises(ParamsError, match="no arm 'plane'"):
         load_params(PARAMS / "minicity+plane.yaml")
@@ -95,10 +102,8 @@ def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
     main("config", "camvid", "0,1", "source_jitter")
     assert capsys.readouterr().out == "study=camvid seeds=0,1 arms=source_jitter\n"
     main("config", "minicity", "-", "quick")
-    assert (
-        capsys.readouterr().out
-        == "study=minicity seeds=0,1,2 arms=plain,mix,mix_patches,mix_patches_alignment,no_mix\n"
-    )
+    quick = "plain,calibrated,mix,mix_patches,mix_patches_alignment,no_mix,no_calibration"
+    assert capsys.readouterr().out == f"study=minicity seeds=0,1,2 arms={quick}\n"
     main("config", "minicity", "-")
     assert "published_stage1" in capsys.readouterr().out
 
