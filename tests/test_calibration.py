@@ -1,11 +1,15 @@
 """The temperature that makes a network as sure as it agrees with its pseudo labels."""
 
+import numpy as np
 import pytest
 import torch
 
 from b2ma_core.calibration import agreement_temperature, mean_confidence
+from b2ma_core.datasets import Data
 from b2ma_core.distillation import self_distillation_loss, teach
 from b2ma_core.params import check_params
+from b2ma_core.stages import start_temperature
+from b2ma_core.training import make_fabric
 
 
 def some_logits(generator=7):
@@ -49,3 +53,20 @@ def test_teacher_and_student_are_divided_by_it(smoke_params):
     labels, confidence = teach(network, images, temperature=0.25)
     assert torch.equal(labels, network(images).argmax(1))
     torch.testing.assert_close(confidence, (network(images) * 4).softmax(1).amax(1))
+
+
+def test_a_round_takes_it_from_the_network_that_it_starts_with(smoke_params):
+    params = check_params({**smoke_params.model_dump(), "accelerator": "cpu", "precision": "32-true"}, "")
+    fabric, network = make_fabric(params), torch.nn.Conv2d(3, 5, 1)
+    images = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3), np.uint8)  # more than are looked at
+    data = Data("target_train", [str(i) for i in range(70)], images, None, ["train"] * 70, [(16, 16)] * 70)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        labels = network(pixels).argmax(1)
+        labels[:, :8] = (labels[:, :8] + 1) % 5
+        chosen = np.linspace(0, 69, 64).astype(int)
+        logits = network(pixels[chosen])[..., ::4, ::4]
+    found = start_temperature(params, fabric, network, data, labels.numpy().astype(np.uint8))
+    assert mean_confidence(logits, found) == pytest.approx(0.5, abs=1e-4)
+    off = params.model_copy(update={"stage2_calibration": False})
+    assert start_temperature(off, fabric, network, data, labels.numpy().astype(np.uint8)) == 1.0
