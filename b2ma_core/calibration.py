@@ -8,7 +8,7 @@ def mean_confidence(logits: Tensor, temperature: float = 1.0) -> float:
     return (logits.float() / temperature).softmax(1).amax(1).mean().item()
 
 
-def agreement_temperature(logits: Tensor, pseudo_labels: Tensor, bounds: tuple[float, float] = (0.05, 20.0)) -> float:
+def agreement_temperature(logits: Tensor, pseudo_labels: Tensor) -> float:
     """The temperature T at which softmax(logits / T) is as sure, on the mean, as it agrees with the pseudo labels.
 
     A network that learnt with class weights and label smoothing says almost everywhere the right class with a small
@@ -18,10 +18,9 @@ def agreement_temperature(logits: Tensor, pseudo_labels: Tensor, bounds: tuple[f
     Args:
         logits: ``(N, C, H, W)`` float.
         pseudo_labels: ``(N, H, W)`` int64 train ids; 255 is left out of the agreement.
-        bounds: where T is sought, by halving; the nearer bound if it lies outside.
 
     Returns:
-        T. With no labelled pixel 1.
+        T within 0.05 .. 20, the nearer end if it lies outside; 1 if no pixel is labelled.
 
     Example:
         >>> import torch
@@ -37,7 +36,7 @@ def agreement_temperature(logits: Tensor, pseudo_labels: Tensor, bounds: tuple[f
     if not known.any():
         return 1.0
     wanted = (logits.argmax(1) == pseudo_labels)[known].float().mean().item()
-    low, high = bounds
+    low, high = 0.05, 20.0
     for _ in range(30):
         middle = (low * high) ** 0.5  # confidence falls with T
         low, high = (middle, high) if mean_confidence(logits, middle) > wanted else (low, middle)
