@@ -188,14 +188,14 @@ def finished_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
 
 
 def cost_cells(seeds: dict[str, Sequence[int]], runs: Path = PROJECT / "runs") -> tuple[list[str], list[list[str]]]:
-    """Seconds of each stage, mean over the seeds whose record is there ("-": none), a line a study."""
+    """Seconds of each stage, median over the seeds whose record is there ("-": none), a line a study."""
 
-    def mean(study: str, stage: str) -> str:
+    def median(study: str, stage: str) -> str:
         paths = [runs / study / str(seed) / "records" / f"{stage}.json" for seed in seeds[study]]
         found = [json.loads(path.read_text())["when"]["seconds"] for path in paths if path.is_file()]
-        return f"{np.mean(found):.0f}" if found else "-"
+        return f"{np.median(found):.0f}" if found else "-"
 
-    return ["seconds", *STAGES[1:7]], [[study, *(mean(study, stage) for stage in STAGES[1:7])] for study in seeds]
+    return ["seconds", *STAGES[1:7]], [[study, *(median(study, stage) for stage in STAGES[1:7])] for study in seeds]
 
 
 def ablation_cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
