@@ -118,7 +118,7 @@ class Params(BaseModel):
     # --- stage 2: self-distillation
     rounds: Annotated[int, Field(ge=0)] = 2
     stage2_steps: Count = 200
-    stage2_learning_rate: Positive = 2.0e-4
+    stage2_learning_rate: Positive = 8.0e-4
     stage2_calibration: bool = True  # logits by a temperature at which they are as sure as right by the pseudo labels
     share_alignment: Share = 1.0  # how far the teacher's class shares are drawn to the pseudo labels' (published 0)
     share_exponent: Share = 0.8  # of the pseudo labels' shares; below 1 rare classes may be more than they are there
