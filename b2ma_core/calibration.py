@@ -3,7 +3,7 @@
 from torch import Tensor
 
 
-def mean_confidence(logits: Tensor, temperature: float = 1.0) -> float:
+def mean_confidence(logits: Tensor, temperature: float) -> float:
     """Mean over the pixels of the largest softmax probability of ``(N, C, H, W)`` logits / temperature, 0 .. 1."""
     return (logits.float() / temperature).softmax(1).amax(1).mean().item()
 
@@ -11,9 +11,9 @@ def mean_confidence(logits: Tensor, temperature: float = 1.0) -> float:
 def agreement_temperature(logits: Tensor, pseudo_labels: Tensor) -> float:
     """The temperature T at which softmax(logits / T) is as sure, on the mean, as it agrees with the pseudo labels.
 
-    A network that learnt with class weights and label smoothing says almost everywhere the right class with a small
-    probability. Thresholds, votes and class shares that are then compared with its probabilities mean something else
-    for each network; at T they mean the same.
+    A network that learnt with class weights and label smoothing may be right far more often than its probabilities say.
+    Thresholds, votes and class shares that are then compared with them mean something else for each network; at T they
+    mean the same.
 
     Args:
         logits: ``(N, C, H, W)`` float.

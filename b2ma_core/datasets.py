@@ -72,6 +72,10 @@ class Data:
     def __len__(self) -> int:
         return len(self.names)
 
+    def evenly(self, most: int) -> np.ndarray:
+        """Indices of ``most`` images, or all if there are fewer, evenly from the first to the last."""
+        return np.linspace(0, len(self) - 1, min(len(self), most)).astype(int)
+
     def of(self, chosen: np.ndarray | Sequence[int]) -> "Data":
         """Some of the images, by index."""
         labels = None if self.labels is None else self.labels[chosen]

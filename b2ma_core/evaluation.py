@@ -146,7 +146,7 @@ def _scored_on(run: Run, val: Data | None, labelled: bool) -> str:
 
 def _save_samples(run: Run, val: Data | None) -> None:
     part = val or load(run.params, "target_train")
-    chosen = np.linspace(0, len(part) - 1, min(SAMPLES, len(part))).astype(int)
+    chosen = part.evenly(SAMPLES)
     fabric = make_fabric(run.params)
     samples = {"target_image": np.array(part.images[chosen])}
     size = part.images.shape[1:3]

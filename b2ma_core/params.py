@@ -130,7 +130,7 @@ class Params(BaseModel):
     mix_jitter_probability: Share = 0.8
     mix_blur_probability: Share = 0.5
     ema_alpha: Share = 0.99
-    confidence_threshold: float = 0.7  # published 0.968; set before stage2_calibration, when hardly a pixel reached it
+    confidence_threshold: float = 0.7  # published 0.968; 0.7 was set before stage2_calibration
     confidence: Literal["probability", "logit"] = "probability"  # logit: the published fault
     consistency_weight: Literal["image", "pixel"] = "image"  # one weight an image (published), or one a pixel
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the published fault

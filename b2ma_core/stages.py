@@ -160,7 +160,7 @@ def start_temperature(params: Params, fabric: Fabric, model: nn.Module, data: Da
     """
     if not params.stage2_calibration:
         return 1.0
-    chosen = np.linspace(0, len(data) - 1, min(len(data), 64)).astype(int)
+    chosen = data.evenly(64)
     logits = []
     with torch.no_grad(), fabric.autocast():
         for i in range(0, len(chosen), 8):
@@ -297,7 +297,7 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Ca
     """mIoU for the curve, on 100 images at most, evenly chosen; the evaluation takes all."""
     if data is None or data.labels is None:
         return None
-    shown = data.of(np.linspace(0, len(data) - 1, min(len(data), 100)).astype(int))
+    shown = data.of(data.evenly(100))
     return lambda: score(model, fabric, shown, num_classes(run.params)).miou()
 
 
