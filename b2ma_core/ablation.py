@@ -13,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from b2ma_core.params import base_study, read_yaml
+from b2ma_core.params import base_study, load_params, read_yaml
 from b2ma_core.records import PROJECT, STAGES, Run
-from b2ma_core.tables import ablation_cells, paired_difference, plain
+from b2ma_core.tables import ablation_cells, check_alike, paired_difference, plain
 
 # The first stage that reads a parameter, by how the name begins. What is not here belongs to the data.
 _READ_BY = {
@@ -99,14 +99,23 @@ def arms_of(cells: Iterable[Sequence]) -> list[str]:
 
 
 def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[float] | None:
-    """mIoU (0 .. 1) of ``[arm, row]`` for each seed; None unless every seed has been run."""
+    """mIoU (0 .. 1) of ``[arm, row]`` for each seed; None unless every seed has been run.
+
+    Raises:
+        ValueError: if an arm differs from its study in more than it switches, as after a change of the recipe.
+    """
     arm, row = cell
+    name = f"{study}+{arm}" if arm else study
+    base, own = (load_params(PROJECT / "params" / f"{each}.yaml").model_dump() for each in (study, name))
+    switches = [each for each in own if own[each] != base[each]]
     found = []
     for seed in seeds:
-        path = runs / (f"{study}+{arm}" if arm else study) / str(seed) / "records" / f"{STAGES[6]}.json"
-        if not path.is_file():
+        paths = [runs / each / str(seed) / "records" / f"{STAGES[6]}.json" for each in (study, name)]
+        if not all(path.is_file() for path in paths):
             return None
-        found.append(json.loads(path.read_text())["metrics"]["rows"][row]["miou"])
+        origin, record = (json.loads(path.read_text()) for path in paths)
+        check_alike(record, origin, switches)
+        found.append(record["metrics"]["rows"][row]["miou"])
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from b2ma_core.augmentations import jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
-from b2ma_core.calibration import agreement_temperature
+from b2ma_core.calibration import start_temperature
 from b2ma_core.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
     ClassShares,
@@ -151,22 +151,6 @@ def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
     """What keeps the teacher's class shares near those of the pseudo labels in stage 2."""
     frequencies = class_frequencies(pseudo_labels, num_classes(params))
     return ClassShares(frequencies, params.share_alignment, params.share_exponent, params.share_limit)
-
-
-def start_temperature(params: Params, fabric: Fabric, model: nn.Module, data: Data, pseudo_labels: np.ndarray) -> float:
-    """The temperature of a round, from the network that it starts with, on 64 images at most, evenly chosen.
-
-    Every fourth row and column says enough.
-    """
-    if not params.stage2_calibration:
-        return 1.0
-    chosen = data.evenly(64)
-    logits = []
-    with torch.no_grad(), fabric.autocast():
-        for i in range(0, len(chosen), 8):
-            images = torch.from_numpy(np.array(data.images[chosen[i : i + 8]])).permute(0, 3, 1, 2)
-            logits.append(model(to_device(images, fabric.device))[..., ::4, ::4].float().cpu())
-    return agreement_temperature(torch.cat(logits), torch.from_numpy(pseudo_labels[chosen, ::4, ::4]).long())
 
 
 def train_stage2(run: Run, number: int) -> dict:

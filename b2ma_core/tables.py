@@ -8,20 +8,44 @@ from pathlib import Path
 
 import numpy as np
 
+from b2ma_core.params import NO_EFFECT_ON_RESULTS
 from b2ma_core.records import PROJECT, STAGES
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
 
 
 def read_evaluations(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
-    """The evaluation's metrics of each seed; FileNotFoundError names what to run."""
+    """The evaluation's metrics of each seed.
+
+    Raises:
+        FileNotFoundError: naming what to run.
+        ValueError: naming a seed that was run with other parameters than the first.
+    """
     found = []
     for seed in seeds:
         path = runs / study / str(seed) / "records" / f"{STAGES[6]}.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: make study STUDY={study} SEEDS={seed}")
-        found.append(json.loads(path.read_text())["metrics"])
-    return found
+        found.append(json.loads(path.read_text()))
+        check_alike(found[-1], found[0])
+    return [record["metrics"] for record in found]
+
+
+def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
+    """ValueError, naming run and parameters, if one record was made with other parameters than another.
+
+    Args:
+        record, other: of two runs, the first the one to be blamed.
+        besides: names that may differ.
+    """
+    passed_over = {*NO_EFFECT_ON_RESULTS, *besides}
+    ours, theirs = record["params"], other["params"]
+    unlike = [n for n in {**theirs, **ours} if n not in passed_over and ours.get(n) != theirs.get(n)]
+    if unlike:
+        raise ValueError(
+            f"{record['study']}/{record['seed']} was made with other parameters than {other['study']}/{other['seed']} "
+            f"({', '.join(unlike)}): remove its folder and run it again, the two cannot stand in one table"
+        )
 
 
 def gap_closed(source_only: float, value: float, oracle: float) -> float:

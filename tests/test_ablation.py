@@ -1,5 +1,6 @@
 """The ablation: arms, what they share with their study, and the numbers of its table by hand."""
 
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from b2ma_core.ablation import ablation_rows, arms_of, branch, curve, first_stag
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, ParamsError, load_params
 from b2ma_core.records import PROJECT, STAGES, Run, write_json
-from b2ma_core.tables import answered_to_true, difference, gains, in_words, paired_difference
+from b2ma_core.tables import answered_to_true, difference, gains, in_words, paired_difference, read_evaluations
 
 PARAMS = PROJECT / "params"
 
@@ -55,7 +56,8 @@ def finished(study: str, seed: int, runs, rows: dict) -> Run:
     run = Run(load_params(PARAMS / f"{study}.yaml"), seed, runs)
     for stage in STAGES[:6]:
         write_json(run.path("records", f"{stage}.json"), {})
-    write_json(run.path("records", f"{STAGES[6]}.json"), {"metrics": {"rows": rows}})
+    record = {"study": study, "seed": seed, "params": run.params.model_dump(), "metrics": {"rows": rows}}
+    write_json(run.path("records", f"{STAGES[6]}.json"), record)
     for folder in ("source", "labels", "stage1", "patches", "stage2", "oracle"):
         write_json(run.path(folder, "history.json"), folder)
     return run
@@ -85,6 +87,31 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     assert curve("minicity", {1: ["plain", "round 1"], 6: [None, "stage 1"]}, [0, 1, 2], tmp_path) == {
         6: [0.40, 0.50, 0.60]
     }
+
+
+def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):
+    for study in ("minicity", "minicity+plain"):
+        for seed in (0, 1):
+            finished(study, seed, tmp_path, {"round 1": {"miou": 0.5}})
+    table = {"whole": [None, "round 1"], "plain": ["plain", "round 1"]}
+    assert len(ablation_rows("minicity", table, [0, 1], tmp_path)) == 2
+    assert len(read_evaluations("minicity", [0, 1], tmp_path)) == 2
+
+    def change(study, **values):
+        path = tmp_path / study / "1" / "records" / "06_evaluation.json"
+        record = json.loads(path.read_text())
+        write_json(path, {**record, "params": {**record["params"], **values}})
+
+    change("minicity+plain", workers=7)  # has no effect on results
+    ablation_rows("minicity", table, [0, 1], tmp_path)
+    change("minicity+plain", stage2_steps=7)
+    with pytest.raises(
+        ValueError, match=r"minicity\+plain/1 was .* than minicity/1 \(stage2_steps\): remove its folder"
+    ):
+        ablation_rows("minicity", table, [0, 1], tmp_path)
+    change("minicity", stage1_steps=7)
+    with pytest.raises(ValueError, match=r"minicity/1 was .* than minicity/0 \(stage1_steps\)"):
+        read_evaluations("minicity", [0, 1], tmp_path)
 
 
 def test_a_single_seed_has_no_interval():

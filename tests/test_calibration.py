@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from b2ma_core.calibration import agreement_temperature, mean_confidence
+from b2ma_core.calibration import agreement_temperature, mean_confidence, start_temperature
 from b2ma_core.datasets import Data
 from b2ma_core.distillation import self_distillation_loss, teach
 from b2ma_core.params import check_params
-from b2ma_core.stages import start_temperature
 from b2ma_core.training import make_fabric
 
 
