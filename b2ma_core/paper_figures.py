@@ -68,8 +68,9 @@ def gap_bars(rows: Mapping[str, Sequence[dict]], titles: Mapping[str, str]) -> F
         for i, (line, v) in enumerate(zip(lines, values, strict=True)):
             text = f"{v.mean():.1f}" + (f"\n{100 * np.mean(line['gap']):.0f}%" if line["gap"] else "")
             axis.text(i, v.mean() + spread[i] + 0.5, text, ha="center", va="bottom", fontsize=6)
-        axis.set_title(f"{titles[study]} ({len(values[0])} seed{'s' * (len(values[0]) > 1)})")
+        axis.set_title(f"{titles[study]}\n{len(values[0])} seed{'s' * (len(values[0]) > 1)}")
         axis.tick_params(axis="x", rotation=40)
+        plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
         axis.margins(y=0.18)
     axes[0, 0].set(ylabel="mIoU (%), share of the gap")
     return figure
