@@ -119,20 +119,27 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
     return found
 
 
-def ablation_rows(study: str, table: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
-    """The table's rows that have been run: name, mIoU of each seed, and difference and interval to the row above.
+def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
+    """The table's rows that have been run: ``name``, ``miou`` of each seed, ``difference`` and interval to another row.
 
-    A name says how many rows above it are missing, whose part is then in its difference.
+    ``against`` is that row: "above", or for the plan's ``without`` "the whole", the table's last. A name says how many
+    rows above it are missing, whose part is then in its difference.
     """
     rows, missing = [], 0
-    for name, cell in table.items():
+    for name, cell in plan["table"].items():
         miou = cell_scores(study, cell, seeds, runs)
         if miou is None:
             missing += 1
             continue
         name, missing = f"{name} (and {missing} not run)" if missing else name, 0
         against = paired_difference(miou, rows[-1]["miou"]) if rows else None
-        rows.append({"name": name, "miou": miou, "difference": against})
+        rows.append({"name": name, "miou": miou, "difference": against, "against": "above"})
+    whole = None if missing or not rows else rows[-1]["miou"]
+    for name, cell in plan.get("without", {}).items():
+        miou = cell_scores(study, cell, seeds, runs)
+        if whole and miou:
+            against = paired_difference(miou, whole)
+            rows.append({"name": name, "miou": miou, "difference": against, "against": "the whole"})
     return rows
 
 
@@ -150,14 +157,14 @@ def main(what: str, study: str, seeds: str, *names: str) -> None:
     plan = read_ablation()
     numbers = plan["seeds"] if seeds == "-" else [int(seed) for seed in seeds.split(",")]
     if what == "table":
-        rows = ablation_rows(study, plan["table"], numbers)
+        rows = ablation_rows(study, plan, numbers)
         print(f"\n{study}, seeds {numbers}: mean, and paired differences (95%, Student's t)")
         print(plain(*ablation_cells(rows)))
         return
     if names[:1] == ("quick",):
         names = (*plan["quick"], *names[1:])
     points = [cell for curve in plan["curves"].values() for cell in curve.values()]
-    arms = names or arms_of([*plan["table"].values(), *points])
+    arms = names or arms_of([*plan["table"].values(), *plan["without"].values(), *points])
     print(f"study={study} seeds={','.join(map(str, numbers))} arms={','.join(arms)}")
 
 

@@ -77,11 +77,11 @@ def gap_bars(rows: Mapping[str, Sequence[dict]], titles: Mapping[str, str]) -> F
 
 
 def ablation_dots(rows: Sequence[dict]) -> Figure:
-    """Each row's mIoU, one dot a seed, and its difference to the row above with a 95% interval."""
+    """Each row's mIoU, one dot a seed, and its difference to the row above, or to the whole, with a 95% interval."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(PAGE, 0.5 + 0.24 * len(rows)), layout="constrained", sharey=True
     )
-    places = -np.arange(len(rows))
+    places = np.array([-i - 0.5 * (row["against"] == "the whole") for i, row in enumerate(rows)])
     for place, row in zip(places, rows, strict=True):
         values = 100 * np.array(row["miou"])
         left.scatter(values, [place] * len(values), s=10, color="0.4")
@@ -93,6 +93,12 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
     right.axvline(0, color="0.4", linewidth=0.8)
     left.set_yticks(places, [row["name"] for row in rows])
     left.set(xlabel="mIoU (%)")
+    parts = [place for place, row in zip(places, rows, strict=True) if row["against"] == "the whole"]
+    if parts:
+        for axis in (left, right):
+            axis.axhline(parts[0] + 0.75, color="0.6", linewidth=0.6, linestyle=":")
+        right.annotate("against the whole:", (0.98, parts[0] + 0.55), xycoords=("axes fraction", "data"), ha="right",
+                       va="center", fontsize=6)  # fmt: skip
     right.set(xlabel="against the row above (95% interval)")
     return figure
 

@@ -227,7 +227,8 @@ def ablation_cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
     head = ["", "mIoU (%)", "against the row above (95%)"]
     lines = []
     for row in rows:
-        lines.append([row["name"], spread(row["miou"]), difference(row["difference"])])
+        against = "the whole: " if row["against"] == "the whole" else ""
+        lines.append([row["name"], spread(row["miou"]), against + difference(row["difference"])])
     return head, lines
 
 

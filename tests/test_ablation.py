@@ -10,7 +10,15 @@ from b2ma_core.ablation import ablation_rows, arms_of, branch, curve, first_stag
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, ParamsError, load_params
 from b2ma_core.records import PROJECT, STAGES, Run, write_json
-from b2ma_core.tables import answered_to_true, difference, gains, in_words, paired_difference, read_evaluations
+from b2ma_core.tables import (
+    ablation_cells,
+    answered_to_true,
+    difference,
+    gains,
+    in_words,
+    paired_difference,
+    read_evaluations,
+)
 
 PARAMS = PROJECT / "params"
 
@@ -33,7 +41,11 @@ def test_an_arm_is_its_study_with_some_parameters_switched():
 
 def test_the_table_and_the_curves_speak_of_arms_that_there_are():
     plan = read_ablation()
-    cells = [*plan["table"].values(), *(c for points in plan["curves"].values() for c in points.values())]
+    cells = [
+        *plan["table"].values(),
+        *plan["without"].values(),
+        *(c for points in plan["curves"].values() for c in points.values()),
+    ]
     assert set(arms_of(cells)) | {"source_jitter", "published"} == set(plan["arms"]) and set(plan["quick"]) <= set(
         plan["arms"]
     )
@@ -80,7 +92,7 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     for seed, (a, b) in enumerate([(0.40, 0.42), (0.50, 0.51), (0.60, 0.63)]):
         finished("minicity", seed, tmp_path, {"stage 1": {"miou": a}, "round 1": {"miou": b}})
     table = {"first": [None, "stage 1"], "not run": ["plain", "round 1"], "second": [None, "round 1"]}
-    rows = ablation_rows("minicity", table, [0, 1, 2], tmp_path)
+    rows = ablation_rows("minicity", {"table": table}, [0, 1, 2], tmp_path)
     assert [row["name"] for row in rows] == ["first", "second (and 1 not run)"] and rows[0]["difference"] is None
     mean, half = rows[1]["difference"]
     assert mean == pytest.approx(0.02) and half == pytest.approx(4.303 * 0.01 / math.sqrt(3))
@@ -89,12 +101,27 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     }
 
 
+def test_parts_are_taken_out_of_the_whole(tmp_path):
+    for seed, (whole, without) in enumerate([(0.42, 0.40), (0.51, 0.50)]):
+        finished("minicity", seed, tmp_path, {"stage 1": {"miou": 0.3}, "round 1": {"miou": whole}})
+        finished("minicity+no_mix", seed, tmp_path, {"round 1": {"miou": without}})
+    table = {"stage 1": [None, "stage 1"], "whole": [None, "round 1"]}
+    plan = {"table": table, "without": {"not run": ["plain", "round 1"], "no mix": ["no_mix", "round 1"]}}
+    rows = ablation_rows("minicity", plan, [0, 1], tmp_path)
+    assert [(row["name"], row["against"]) for row in rows][1:] == [("whole", "above"), ("no mix", "the whole")]
+    assert rows[2]["difference"][0] == pytest.approx(-0.015)
+    assert ablation_cells(rows)[1][2][2].startswith("the whole: -1.5 (")
+    plan["table"]["missing"] = ["plain", "round 1"]  # the last row: there is no whole to compare with
+    assert len(ablation_rows("minicity", plan, [0, 1], tmp_path)) == 2
+
+
 def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):
     for study in ("minicity", "minicity+plain"):
         for seed in (0, 1):
             finished(study, seed, tmp_path, {"round 1": {"miou": 0.5}})
     table = {"whole": [None, "round 1"], "plain": ["plain", "round 1"]}
-    assert len(ablation_rows("minicity", table, [0, 1], tmp_path)) == 2
+    plan = {"table": table}
+    assert len(ablation_rows("minicity", plan, [0, 1], tmp_path)) == 2
     assert len(read_evaluations("minicity", [0, 1], tmp_path)) == 2
 
     def change(study, **values):
@@ -103,12 +130,12 @@ def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):
         write_json(path, {**record, "params": {**record["params"], **values}})
 
     change("minicity+plain", workers=7)  # has no effect on results
-    ablation_rows("minicity", table, [0, 1], tmp_path)
+    ablation_rows("minicity", plan, [0, 1], tmp_path)
     change("minicity+plain", stage2_steps=7)
     with pytest.raises(
         ValueError, match=r"minicity\+plain/1 was .* than minicity/1 \(stage2_steps\): remove its folder"
     ):
-        ablation_rows("minicity", table, [0, 1], tmp_path)
+        ablation_rows("minicity", plan, [0, 1], tmp_path)
     change("minicity", stage1_steps=7)
     with pytest.raises(ValueError, match=r"minicity/1 was .* than minicity/0 \(stage1_steps\)"):
         read_evaluations("minicity", [0, 1], tmp_path)
