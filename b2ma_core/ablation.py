@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from b2ma_core.params import base_study, load_params, read_yaml
+from b2ma_core.params import base_study, load_params, read_yaml, unlike
 from b2ma_core.records import PROJECT, STAGES, Run
 from b2ma_core.tables import ablation_cells, check_alike, paired_difference, plain
 
@@ -106,8 +106,7 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
     """
     arm, row = cell
     name = f"{study}+{arm}" if arm else study
-    base, own = (load_params(PROJECT / "params" / f"{each}.yaml").model_dump() for each in (study, name))
-    switches = [each for each in own if own[each] != base[each]]
+    switches = unlike(*(load_params(PROJECT / "params" / f"{each}.yaml").model_dump() for each in (study, name)))
     found = []
     for seed in seeds:
         paths = [runs / each / str(seed) / "records" / f"{STAGES[6]}.json" for each in (study, name)]

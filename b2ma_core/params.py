@@ -196,11 +196,16 @@ class Params(BaseModel):
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """What a run made with ``other`` was told otherwise, as ``name: then -> now`` lines."""
         now = self.model_dump()
-        return [
-            f"{name}: {other.get(name)!r} -> {now.get(name)!r}"
-            for name in sorted({*now, *other})
-            if name not in NO_EFFECT_ON_RESULTS and other.get(name) != now.get(name)
-        ]
+        return [f"{name}: {other.get(name)!r} -> {now.get(name)!r}" for name in unlike(now, other)]
+
+
+def unlike(params: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters with an effect on results that two runs were told otherwise, sorted."""
+    return [
+        name
+        for name in sorted({*params, *other})
+        if name not in NO_EFFECT_ON_RESULTS and params.get(name) != other.get(name)
+    ]
 
 
 def check_params(values: Mapping[str, Any], where: str) -> Params:

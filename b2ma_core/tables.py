@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from b2ma_core.params import NO_EFFECT_ON_RESULTS
+from b2ma_core.params import unlike
 from b2ma_core.records import PROJECT, STAGES
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
@@ -38,13 +38,11 @@ def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
         record, other: of two runs, the first the one to be blamed.
         besides: names that may differ.
     """
-    passed_over = {*NO_EFFECT_ON_RESULTS, *besides}
-    ours, theirs = record["params"], other["params"]
-    unlike = [n for n in {**theirs, **ours} if n not in passed_over and ours.get(n) != theirs.get(n)]
-    if unlike:
+    names = [name for name in unlike(record["params"], other["params"]) if name not in besides]
+    if names:
         raise ValueError(
             f"{record['study']}/{record['seed']} was made with other parameters than {other['study']}/{other['seed']} "
-            f"({', '.join(unlike)}): remove its folder and run it again, the two cannot stand in one table"
+            f"({', '.join(names)}): remove its folder and run it again, the two cannot stand in one table"
         )
 
 
