@@ -26,7 +26,7 @@ export THP_MEM_ALLOC_ENABLE = 1
 study: .venv/ready
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete $(WHERE) \
 	  --config study=$(STUDY) seeds="$(SEEDS)" jobs=$(JOBS) -q all
-	@$(PY) -m b2ma_core.tables $(STUDY) $(SEEDS)
+	@$(PY) -m b2ma_core.report.results $(STUDY) $(SEEDS)
 
 test: .venv/ready
 	$(PY) -m ruff check .
@@ -44,15 +44,15 @@ figures: .venv/ready
 
 # The records of all finished runs, to be committed.
 records: .venv/ready
-	$(PY) -m b2ma_core.records figures/records
+	$(PY) -m b2ma_core.study.records figures/records
 
 # ARMS="plain mix": some arms alone. All of them take hours; QUICK=1 takes the rows of stage 2. Seeds as in
 # params/ablation.yaml unless SEEDS is given.
 PLAN := $(STUDY) $(if $(filter command line,$(origin SEEDS)),$(shell echo $(SEEDS) | tr ' ' ','),-)
 ablation: .venv/ready
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake ablation --nolock --rerun-incomplete $(WHERE) -q all \
-	  --config $$($(PY) -m b2ma_core.ablation config $(PLAN) $(if $(QUICK),quick) $(ARMS)) jobs=$(JOBS)
-	@$(PY) -m b2ma_core.ablation table $(PLAN)
+	  --config $$($(PY) -m b2ma_core.report.ablation config $(PLAN) $(if $(QUICK),quick) $(ARMS)) jobs=$(JOBS)
+	@$(PY) -m b2ma_core.report.ablation table $(PLAN)
 
 benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py

@@ -3,7 +3,7 @@ import fcntl
 import sys
 from pathlib import Path
 
-from b2ma_core.ablation import first_stage, switched
+from b2ma_core.study.arms import first_stage, switched
 from b2ma_core.params import base_study, check_params, read_yaml
 
 STUDY = str(config.get("study", "minicity"))

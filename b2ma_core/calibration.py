@@ -1,13 +1,6 @@
 """How sure a network may be: a temperature from labels that are noisy, without the truth."""
 
-import numpy as np
-import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
-
-from b2ma_core.datasets import Data
-from b2ma_core.params import Params
-from b2ma_core.training import to_device
+from torch import Tensor
 
 
 def mean_confidence(logits: Tensor, temperature: float) -> float:
@@ -48,19 +41,3 @@ def agreement_temperature(logits: Tensor, pseudo_labels: Tensor) -> float:
         middle = (low * high) ** 0.5  # confidence falls with T
         low, high = (middle, high) if mean_confidence(logits, middle) > wanted else (low, middle)
     return (low * high) ** 0.5
-
-
-def start_temperature(params: Params, fabric: Fabric, model: nn.Module, data: Data, pseudo_labels: np.ndarray) -> float:
-    """The temperature of a round, from the network that it starts with, on 64 images at most, evenly chosen.
-
-    Every fourth row and column says enough.
-    """
-    if not params.stage2_calibration:
-        return 1.0
-    chosen = data.evenly(64)
-    logits = []
-    with torch.no_grad(), fabric.autocast():
-        for i in range(0, len(chosen), 8):
-            images = torch.from_numpy(np.array(data.images[chosen[i : i + 8]])).permute(0, 3, 1, 2)
-            logits.append(model(to_device(images, fabric.device))[..., ::4, ::4].float().cpu())
-    return agreement_temperature(torch.cat(logits), torch.from_numpy(pseudo_labels[chosen, ::4, ::4]).long())

@@ -1,6 +1,7 @@
 """The method: distillation across domains from the box's labels, then from itself with SpatialMix and hard patches."""
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, distributed, nn
 
 from b2ma_core.augmentations import coin, jitter_and_blur
 from b2ma_core.hard_patches import HardPatch, cell
-from b2ma_core.params import Params
 from b2ma_core.spatial_mix import Cuts, draw_cuts, spatial_mix
 
 
@@ -229,8 +229,33 @@ def cut_patches(images: np.ndarray, labels: np.ndarray, patches: list[HardPatch]
     return torch.stack(pictures), torch.stack(maps)
 
 
+@dataclass(frozen=True)
+class SelfDistillation:
+    """What one step of stage 2 is told. Defaults are the published values.
+
+    Attributes:
+        mix_images: SpatialMix; False leaves the images whole.
+        position_beta: of the cuts, see :func:`spatial_mix.draw_cuts`.
+        jitter, jitter_probability, blur_probability: see :func:`augmentations.jitter_and_blur`.
+        confidence: "probability", or "logit", the published code's fault.
+        confidence_threshold: see :func:`consistency_loss`.
+        consistency_weight: "image" or "pixel", see :func:`consistency_loss`.
+        hard_patch_weight: of the hard patches' loss.
+    """
+
+    mix_images: bool = True
+    position_beta: float = 0.25
+    jitter: float = 0.25
+    jitter_probability: float = 0.8
+    blur_probability: float = 0.5
+    confidence: str = "probability"
+    confidence_threshold: float = 0.968
+    consistency_weight: str = "image"
+    hard_patch_weight: float = 0.1
+
+
 def mix_batch(
-    images: Tensor, pseudo_labels: Tensor, confidence: Tensor, params: Params, generator: torch.Generator
+    images: Tensor, pseudo_labels: Tensor, confidence: Tensor, recipe: SelfDistillation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Cuts]:
     """SpatialMix and strong augmentation: what the student sees and what it should say.
 
@@ -240,15 +265,13 @@ def mix_batch(
     Returns:
         ``(N, 3, H, W)`` images, ``(N, H, W)`` labels, ``(N, H, W)`` confidences, and the cuts (before the mirror).
     """
-    cuts = draw_cuts(len(images), *images.shape[-2:], params.position_beta, generator)
+    cuts = draw_cuts(len(images), *images.shape[-2:], recipe.position_beta, generator)
     mixed = [images, pseudo_labels, confidence]
-    if params.mix_images:
+    if recipe.mix_images:
         mixed = [spatial_mix(tensor, cuts) for tensor in mixed]
     if coin(0.5, generator):
         mixed = [tensor.flip(-1) for tensor in mixed]
-    seen = jitter_and_blur(
-        mixed[0], params.mix_jitter, params.mix_jitter_probability, params.mix_blur_probability, generator
-    )
+    seen = jitter_and_blur(mixed[0], recipe.jitter, recipe.jitter_probability, recipe.blur_probability, generator)
     return seen, mixed[1], mixed[2], cuts
 
 
@@ -257,7 +280,7 @@ def self_distillation_loss(
     teacher: nn.Module,
     images: Tensor,
     hard: tuple[Tensor, Tensor] | None,
-    params: Params,
+    recipe: SelfDistillation,
     generator: torch.Generator,
     shares: ClassShares | None = None,
     votes: tuple[Tensor, Tensor] | None = None,
@@ -270,7 +293,7 @@ def self_distillation_loss(
         teacher: its average.
         images: ``(N, 3, H, W)`` float in [0, 1], target images.
         hard: ``(M, 3, h, w)`` float patches and ``(M, h, w)`` int64 pseudo labels of the box; None without patches.
-        params: the study's.
+        recipe: what stage 2 is told.
         generator: source of all randomness, on the CPU.
         shares, votes: the teacher's class shares and the box's votes, see :func:`teach`.
         temperature: of the teacher's and the student's logits.
@@ -278,15 +301,15 @@ def self_distillation_loss(
     Returns:
         Scalar loss.
     """
-    pseudo_labels, confidence = teach(teacher, images, params.confidence, shares, votes, temperature)
-    seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, params, generator)
+    pseudo_labels, confidence = teach(teacher, images, recipe.confidence, shares, votes, temperature)
+    seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, recipe, generator)
     loss = consistency_loss(
         student(seen) / temperature,
         pseudo_labels,
         confidence,
-        params.confidence_threshold,
-        params.consistency_weight,
+        recipe.confidence_threshold,
+        recipe.consistency_weight,
     )
     if hard is not None:
-        loss = loss + params.hard_patch_weight * label_loss(student(hard[0]) / temperature, hard[1])
+        loss = loss + recipe.hard_patch_weight * label_loss(student(hard[0]) / temperature, hard[1])
     return loss

@@ -1,13 +1,10 @@
 """Hard patches mining: where the rare classes of the pseudo labels lie, as an index of grid cells."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-
-from b2ma_core.records import Run, write_bytes
 
 
 class HardPatch(NamedTuple):
@@ -125,19 +122,6 @@ def mine(pseudo_labels: Iterable[np.ndarray], rare_classes: Sequence[int], grid:
             classes = tuple(c for c, here in zip(wanted, present[:, row, column], strict=False) if here)
             patches.append(HardPatch(image, row, column, classes))
     return patches
-
-
-def write_patches(run: Run, patches: Sequence[HardPatch]) -> None:
-    """Keep the index as one file, ``patches/index.json``, one patch a line."""
-    lines = ",\n".join(json.dumps(patch) for patch in patches)
-    write_bytes(run.path("patches", "index.json"), f"[\n{lines}\n]\n".encode())
-
-
-def read_patches(run: Run) -> list[HardPatch]:
-    """Read the index; FileNotFoundError names the notebook that comes first."""
-    run.require("04_hard_patches")
-    entries = json.loads(run.path("patches", "index.json").read_text())
-    return [HardPatch(image, row, column, tuple(classes)) for image, row, column, classes in entries]
 
 
 def holders(patches: Sequence[HardPatch]) -> dict[int, list[HardPatch]]:

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from b2ma_core.labels import LABEL_SPACES
-from b2ma_core.queries import VIEWS
+
+VIEWS = 6  # len(queries.VIEWS), which imports torch; a test holds them together
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -51,7 +52,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?$")]  # or study+arm, see ablation.py
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?$")]  # or study+arm, see study/arms.py
     label_space: Literal["cityscapes", "camvid"]
     method: Literal["corrected", "published"] = "corrected"  # published: the defaults are PUBLISHED, above
     image_size: Size  # all images are brought to this size; labels are scored at their own
@@ -82,7 +83,7 @@ class Params(BaseModel):
     box: Literal["model", "folder"] = "model"  # folder: label PNGs that a vendor delivered
     box_root: str | None = None
     box_flip: bool = True  # average the logits of the image and its mirror image
-    box_queries: Annotated[int, Field(ge=1, le=len(VIEWS))] = len(VIEWS)  # views of an image that a model is asked for
+    box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that a model is asked for
     vote_exponent: NotNegative = (
         4.0  # an answer counts (its agreement with most answers to the image) ** this; 0: all alike
     )

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from b2ma_core import minicity
+from b2ma_core.data.layouts import read_image
 from b2ma_core.hard_patches import mine
-from b2ma_core.layouts import read_image
 from b2ma_core.spatial_mix import draw_cuts, spatial_mix
 
 IMAGES, SIZE = 8, (512, 1024)

@@ -17,12 +17,13 @@ import torch
 
 from b2ma_core import minicity
 from b2ma_core.distillation import box_votes, cut_patches, ema_update, label_loss, make_teacher, self_distillation_loss
+from b2ma_core.files import PROJECT
 from b2ma_core.hard_patches import draw_patches, holders, mine
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import load_params
-from b2ma_core.records import PROJECT, peak_memory
-from b2ma_core.stages import class_shares
-from b2ma_core.training import Batches, batch_indices, generator_for, make_fabric, to_device
+from b2ma_core.study.records import peak_memory
+from b2ma_core.study.stages import class_shares, self_distillation_of
+from b2ma_core.study.training import Batches, batch_indices, generator_for, make_fabric, to_device
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
     model = build_model(params.target_network, 19).to(fabric.device, memory_format=torch.channels_last)
     student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
     teacher = make_teacher(model)
+    recipe = self_distillation_of(params)
     shares = class_shares(params, labels).to(fabric.device)
     batches = Batches(images, None, params, 0, "bench", augment=False)
 
@@ -59,7 +61,7 @@ def main() -> None:
         generator = generator_for(0, "mix", step)
         chosen = batch_indices(len(images), params.batch_size, step, 0, "bench")
         votes = box_votes(labels[chosen], None, params.teacher_votes)
-        finish(self_distillation_loss(student, answer, batch, hard, params, generator, shares, votes))
+        finish(self_distillation_loss(student, answer, batch, hard, recipe, generator, shares, votes))
         ema_update(teacher, model, step)
 
     fixed = to_device(batches[0][0], fabric.device)

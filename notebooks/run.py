@@ -16,9 +16,10 @@ import warnings
 
 import yaml
 
-from b2ma_core.ablation import branch
+from b2ma_core.files import PROJECT
 from b2ma_core.params import Params, ParamsError, check_params, read_yaml
-from b2ma_core.records import PROJECT, STAGES, Run
+from b2ma_core.study.arms import branch
+from b2ma_core.study.records import STAGES, Run
 
 
 def main() -> int:

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from b2ma_core import minicity
+from b2ma_core.files import PROJECT
 from b2ma_core.params import check_params, read_yaml
-from b2ma_core.records import PROJECT, Run
+from b2ma_core.study.records import Run
 
 TRACKED = ("b2ma_core", "notebooks", "params", "Snakefile", "Makefile", "pyproject.toml")
 

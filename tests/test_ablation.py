@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from b2ma_core.ablation import ablation_rows, arms_of, branch, curve, first_stage, main, read_ablation, switched
+from b2ma_core.files import PROJECT, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, ParamsError, load_params
-from b2ma_core.records import PROJECT, STAGES, Run, write_json
-from b2ma_core.tables import (
+from b2ma_core.report.ablation import ablation_rows, arms_of, curve, main, read_ablation
+from b2ma_core.report.results import (
     ablation_cells,
     answered_to_true,
     difference,
@@ -19,6 +19,8 @@ from b2ma_core.tables import (
     paired_difference,
     read_evaluations,
 )
+from b2ma_core.study.arms import branch, first_stage, switched
+from b2ma_core.study.records import STAGES, Run
 
 PARAMS = PROJECT / "params"
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from b2ma_core.calibration import agreement_temperature, mean_confidence, start_temperature
-from b2ma_core.datasets import Data
-from b2ma_core.distillation import self_distillation_loss, teach
+from b2ma_core.calibration import agreement_temperature, mean_confidence
+from b2ma_core.data.datasets import Data
+from b2ma_core.distillation import SelfDistillation, self_distillation_loss, teach
 from b2ma_core.params import check_params
-from b2ma_core.training import make_fabric
+from b2ma_core.study.stages import start_temperature
+from b2ma_core.study.training import make_fabric
 
 
 def some_logits(generator=7):
@@ -38,13 +39,13 @@ def test_what_cannot_be_fitted_ends_at_a_bound_or_at_one():
     assert agreement_temperature(logits, logits.argmax(1)) == pytest.approx(0.05, rel=1e-6)  # everywhere
 
 
-def test_teacher_and_student_are_divided_by_it(smoke_params):
-    params = check_params({**smoke_params.model_dump(), "mix_jitter_probability": 0.0, "mix_blur_probability": 0.0}, "")
+def test_teacher_and_student_are_divided_by_it():
+    recipe = SelfDistillation(jitter_probability=0.0, blur_probability=0.0)
     images, hard = torch.rand(2, 3, 32, 32), (torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.long))
     network = torch.nn.Conv2d(3, 5, 1)
 
     def loss(net, temperature):
-        return self_distillation_loss(net, net, images, hard, params, torch.Generator().manual_seed(1), None, None,
+        return self_distillation_loss(net, net, images, hard, recipe, torch.Generator().manual_seed(1), None, None,
                                       temperature)  # fmt: skip
 
     torch.testing.assert_close(loss(network, 0.25), loss(lambda x: network(x) * 4, 1.0))

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from conftest import Project
 
-from b2ma_core.records import PROJECT, STAGES
+from b2ma_core.files import PROJECT
+from b2ma_core.study.records import STAGES
 
 PROFILE = PROJECT / "profiles" / "slurm" / "config.yaml"
 

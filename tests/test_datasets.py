@@ -6,9 +6,10 @@ import pytest
 from conftest import photo, same_tree
 from PIL import Image
 
-from b2ma_core import datasets, minicity
+from b2ma_core import minicity
+from b2ma_core.data import datasets
+from b2ma_core.files import PROJECT
 from b2ma_core.params import check_params
-from b2ma_core.records import PROJECT
 
 
 def test_minicity_parts_are_its_scenes(smoke_params, tmp_path):
@@ -56,7 +57,7 @@ def test_several_processes_convert_to_the_same(smoke_params, tmp_path):
 PREPARE = """
 import sys
 from pathlib import Path
-from b2ma_core import datasets
+from b2ma_core.data import datasets
 from b2ma_core.params import load_params
 convert = datasets._convert
 datasets._convert = lambda part, *rest: (print(part.name), convert(part, *rest))

@@ -9,6 +9,7 @@ from torch import nn
 
 from b2ma_core.distillation import (
     ClassShares,
+    SelfDistillation,
     box_votes,
     class_weights,
     consistency_loss,
@@ -148,7 +149,7 @@ def test_reducing_first_and_mixing_then_is_mixing_the_logits():
     confidence, labels = logits.softmax(1).max(1)
     images = torch.rand(4, 3, 64, 128)
     _, mixed_labels, mixed_confidence, cuts = mix_batch(
-        images, labels, confidence, PARAMS, torch.Generator().manual_seed(0)
+        images, labels, confidence, SelfDistillation(), torch.Generator().manual_seed(0)
     )
     from b2ma_core.spatial_mix import spatial_mix
 
@@ -159,7 +160,7 @@ def test_reducing_first_and_mixing_then_is_mixing_the_logits():
 
 
 def test_image_labels_and_confidence_share_the_draw():
-    still = PARAMS.model_copy(update={"mix_jitter_probability": 0.0, "mix_blur_probability": 0.0})
+    still = SelfDistillation(jitter_probability=0.0, blur_probability=0.0)
     code = torch.arange(4.0).view(4, 1, 1).expand(4, 64, 128)
     for seed in range(6):
         images = code[:, None].expand(4, 3, 64, 128) / 4

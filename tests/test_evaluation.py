@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from conftest import photo
 
-from b2ma_core import datasets, evaluation, tables
+from b2ma_core.data import datasets
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
-from b2ma_core.records import Run
-from b2ma_core.training import make_fabric, predict
+from b2ma_core.report import evaluation, results
+from b2ma_core.study.records import Run
+from b2ma_core.study.training import make_fabric, predict
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ def test_joined_splits_are_scored_apart_and_together(finished):
         expected.update(answers[at], np.array(finished.val.labels[at]))
         assert value == pytest.approx(expected.miou(), abs=1e-3)
     assert int(scores["stage 1"].matrix.sum()) == (np.array(finished.val.labels) != 255).sum()
-    assert tables.splits_of([metrics]) == ["train", "val"]
-    (row,) = tables.result_rows([metrics], "val")
+    assert results.splits_of([metrics]) == ["train", "val"]
+    (row,) = results.result_rows([metrics], "val")
     assert row["miou"] == [metrics["rows"]["stage 1"]["splits"]["val"]["miou"]] and row["gap"] is None
 
 

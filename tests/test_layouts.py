@@ -9,7 +9,8 @@ import yaml
 from conftest import Project, photo
 from PIL import Image
 
-from b2ma_core import datasets, layouts, minicity
+from b2ma_core import minicity
+from b2ma_core.data import datasets, layouts
 from b2ma_core.labels import CITYSCAPES
 from b2ma_core.params import ParamsError, check_params
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from b2ma_core import minicity, minicity_looks
+from b2ma_core import minicity
+from b2ma_core.minicity import looks
 
 PROJECT = Path(__file__).resolve().parents[1]
 FROZEN = {
@@ -63,11 +64,11 @@ def test_the_tail_is_long_and_the_street_dominates(pixels_of_classes, domain):
     share = pixels_of_classes[domain] / pixels_of_classes[domain].sum()
     assert (share[:19] < 0.01).sum() >= 6
     street = [
-        minicity_looks.ROAD,
-        minicity_looks.BUILDING,
-        minicity_looks.VEGETATION,
-        minicity_looks.SKY,
-        minicity_looks.CAR,
+        looks.ROAD,
+        looks.BUILDING,
+        looks.VEGETATION,
+        looks.SKY,
+        looks.CAR,
     ]
     assert set(np.argsort(share)[-5:].tolist()) == set(street)
 
@@ -93,9 +94,9 @@ def test_another_size_shows_the_same_scene(domain):
 def test_the_sky_is_above_and_the_road_below():
     for domain in minicity.DOMAINS:
         maps = np.stack([minicity.render(i, domain, "test")[1] for i in range(20)])
-        assert (maps[:, 96:] == minicity_looks.SKY).mean() == 0
-        assert (maps[:, :32] == minicity_looks.ROAD).mean() == 0
-        assert (maps[:, 112:] == minicity_looks.ROAD).mean() > 0.6
+        assert (maps[:, 96:] == looks.SKY).mean() == 0
+        assert (maps[:, :32] == looks.ROAD).mean() == 0
+        assert (maps[:, 112:] == looks.ROAD).mean() > 0.6
 
 
 @pytest.mark.parametrize(

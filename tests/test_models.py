@@ -155,7 +155,7 @@ def test_torchvisions_resnet_answers_alike_in_our_input_format():
     """Random weights stand for the real ones: the first layer's answers agree away from the border."""
     from torchvision.models import ResNet101_Weights, resnet101
 
-    from b2ma_core.deeplab_v2 import DeepLabV2, from_torchvision
+    from b2ma_core.models.deeplab_v2 import DeepLabV2, from_torchvision
 
     torch.manual_seed(0)
     theirs, ours = resnet101().eval(), DeepLabV2(19, 2).eval()

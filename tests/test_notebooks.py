@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import same_tree
 
-from b2ma_core.records import PROJECT, STAGES, publish
+from b2ma_core.files import PROJECT
+from b2ma_core.study.records import STAGES, publish
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 

@@ -1,8 +1,9 @@
 import pytest
 
-from b2ma_core.ablation import read_ablation
+from b2ma_core import params, queries
+from b2ma_core.files import PROJECT
 from b2ma_core.params import PUBLISHED, Params, ParamsError, check_params, load_params, read_yaml
-from b2ma_core.records import PROJECT
+from b2ma_core.report.ablation import read_ablation
 
 STUDIES = sorted({p.stem for p in (PROJECT / "params").glob("*.yaml")} - {"ablation"})
 ARMS = read_ablation()["arms"]
@@ -76,3 +77,7 @@ def test_the_published_method_sets_what_a_file_does_not(smoke_params):
         assert value != Params.model_fields[name].default, f"{name}: nothing to switch"
     alone = check_params({**own, "method": "published", "teacher_mode": "eval"}, "x")
     assert alone.teacher_mode == "eval" and alone.ema_buffers == "skip"
+
+
+def test_params_know_how_many_views_there_are():
+    assert params.VIEWS == len(queries.VIEWS)

@@ -10,10 +10,10 @@ import torch
 from conftest import same_tree
 from safetensors.torch import load_file
 
-from b2ma_core import datasets
+from b2ma_core.data import datasets
 from b2ma_core.params import check_params
-from b2ma_core.records import Run
-from b2ma_core.stages import new_model
+from b2ma_core.study.records import Run
+from b2ma_core.study.stages import new_model
 
 # Started in two processes by Fabric. "frozen": batch norm keeps its statistics, which two processes do not share on a
 # CPU (on CUDA they do, by SyncBatchNorm). "stop": the machine goes away after the first checkpoint.
@@ -21,7 +21,8 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 import torch
-from b2ma_core import datasets, stages, training
+from b2ma_core.data import datasets
+from b2ma_core.study import stages, training
 
 folder, stage, data, *how = sys.argv[1:]
 stages.load = lambda params, name: datasets.load(params, name, Path(data))

@@ -1,12 +1,15 @@
 """What holds the project together: two lists of packages, the lock, the README's commands."""
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
 
+import pytest
 import yaml
 
-from b2ma_core.records import PROJECT
+from b2ma_core.files import PROJECT
 
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 
@@ -44,3 +47,43 @@ def test_make_study_says_what_it_would_do():
     result = subprocess.run(["make", "-n", "study", "STUDY=camvid", "SEEDS=0 1", "JOBS=2"], cwd=PROJECT,
                             capture_output=True, text=True)  # fmt: skip
     assert result.returncode == 0 and 'study=camvid seeds="0 1" jobs=2' in result.stdout
+
+
+# The floors of the core, from the bottom. A file imports from its own floor or from below; on the top level of the
+# package lies the method, which knows no run, no Fabric and no folder layout.
+FLOORS = [
+    {"files"},
+    {"spatial_mix", "hard_patches", "queries", "metrics", "labels", "augmentations", "calibration", "minicity"},
+    {"params", "models", "black_box"},
+    {"data", "distillation"},
+    {"study"},
+    {"report"},
+]
+
+
+def imports(path) -> set[str]:
+    """The rooms of the core that a file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "b2ma_core":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("b2ma_core."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+def test_imports_run_downwards_only():
+    core = PROJECT / "b2ma_core"
+    floor = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+    for path in sorted(core.rglob("*.py")):
+        room = path.relative_to(core).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for other in imports(path) - {room}:
+            assert floor[other] < floor[room] or (floor[other] == floor[room] == 1), f"{path}: imports {other}"
+
+
+@pytest.mark.parametrize("module", ["b2ma_core.params", "b2ma_core.study.arms"])
+def test_what_make_asks_first_imports_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0

@@ -3,10 +3,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from b2ma_core import datasets, minicity
-from b2ma_core.pseudo_labels import ask_for_labels, in_frame, read_confidences, read_labels, read_pseudo_labels
+from b2ma_core import minicity
+from b2ma_core.data import datasets
 from b2ma_core.queries import PHOTO_MEAN, VIEWS, agreement, expose, noise_level, plurality, quieten, views, vote
-from b2ma_core.records import Run
+from b2ma_core.study.pseudo_labels import ask_for_labels, in_frame, read_confidences, read_labels, read_pseudo_labels
+from b2ma_core.study.records import Run
 
 
 def test_the_plurality_equals_a_plain_count():

@@ -5,8 +5,8 @@ import signal
 import numpy as np
 import pytest
 
-from b2ma_core import records
-from b2ma_core.records import Run, open_run, whole_folder, write_bytes, write_json
+from b2ma_core.files import only_one, whole_folder, write_bytes, write_json
+from b2ma_core.study.records import Run, open_run
 
 
 def test_a_record_holds_what_made_it(run):
@@ -62,10 +62,10 @@ def test_folders_appear_whole_or_not_at_all(tmp_path):
 
 
 def test_one_process_works_in_a_folder(tmp_path):
-    with records.only_one(tmp_path), pytest.raises(RuntimeError, match="another process"):
-        with records.only_one(tmp_path, patience=0):
+    with only_one(tmp_path), pytest.raises(RuntimeError, match="another process"):
+        with only_one(tmp_path, patience=0):
             pass
-    with records.only_one(tmp_path, patience=0):
+    with only_one(tmp_path, patience=0):
         pass
 
 

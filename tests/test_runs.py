@@ -8,7 +8,7 @@ import pytest
 from conftest import Project
 from PIL import Image
 
-from b2ma_core.records import STAGES
+from b2ma_core.study.records import STAGES
 
 
 @pytest.fixture(scope="module")

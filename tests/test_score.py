@@ -8,11 +8,12 @@ import torch
 from conftest import photo
 from PIL import Image
 
-from b2ma_core import datasets, score
+from b2ma_core.data import datasets
 from b2ma_core.labels import CITYSCAPES
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, save_weights
-from b2ma_core.training import make_fabric, predict
+from b2ma_core.report import score
+from b2ma_core.study.training import make_fabric, predict
 
 
 @pytest.fixture

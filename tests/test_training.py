@@ -3,9 +3,10 @@ import pytest
 import torch
 from conftest import same_tree
 
-from b2ma_core import datasets, stages, training
-from b2ma_core.pseudo_labels import ask_for_labels
-from b2ma_core.records import Run
+from b2ma_core.data import datasets
+from b2ma_core.study import stages, training
+from b2ma_core.study.pseudo_labels import ask_for_labels
+from b2ma_core.study.records import Run
 
 
 @pytest.fixture
@@ -184,8 +185,8 @@ def test_the_box_answers_every_image_once(prepared, smoke_params, tmp_path):
 
 def test_sgd_gives_the_classifier_ten_times_the_rate_and_decays_as_a_polynomial(smoke_params):
     from b2ma_core.models import build_model
-    from b2ma_core.stages import _set_up
-    from b2ma_core.training import make_fabric, polynomial
+    from b2ma_core.study.stages import _set_up
+    from b2ma_core.study.training import make_fabric, polynomial
 
     model = build_model("deeplab_small", 19)
     _, optimizer = _set_up(smoke_params, make_fabric(smoke_params), model, 5e-4, True)
@@ -197,9 +198,10 @@ def test_sgd_gives_the_classifier_ten_times_the_rate_and_decays_as_a_polynomial(
 
 
 def test_a_source_model_learns_by_sgd_with_a_batch_and_a_size_of_its_own(smoke_params, tmp_path, monkeypatch):
-    from b2ma_core import datasets, stages
+    from b2ma_core.data import datasets
     from b2ma_core.params import check_params
-    from b2ma_core.records import Run
+    from b2ma_core.study import stages
+    from b2ma_core.study.records import Run
 
     values = {
         **smoke_params.model_dump(), "source_optimizer": "sgd", "source_learning_rate": 5e-3, "source_batch_size": 2,

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from b2ma_core import minicity
 from b2ma_core.labels import LABEL_SPACES, cityscapes_to_camvid
-from b2ma_core.layouts import IMAGE_SUFFIXES, Item, list_files, read_image, read_train_ids
+from b2ma_core.data.layouts import IMAGE_SUFFIXES, Item, list_files, read_image, read_train_ids
 from b2ma_core.params import Params, base_study
-from b2ma_core.records import PROJECT, only_one, whole_folder, write_bytes, write_json
+from b2ma_core.files import PROJECT, only_one, whole_folder, write_bytes, write_json
 
 PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
 

@@ -8,14 +8,15 @@ import numpy as np
 from lightning_fabric import Fabric
 from PIL import Image
 
-from b2ma_core.datasets import Data, class_frequencies, load
+from b2ma_core.data.datasets import Data, class_frequencies, load
+from b2ma_core.files import write_bytes, write_png
 from b2ma_core.labels import LABEL_SPACES, LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
-from b2ma_core.pseudo_labels import queries, read_labels
-from b2ma_core.records import Run, write_bytes, write_png
-from b2ma_core.stages import trained_model
-from b2ma_core.tables import gap_closed
-from b2ma_core.training import make_fabric, predict, score
+from b2ma_core.report.results import gap_closed
+from b2ma_core.study.pseudo_labels import queries, read_labels
+from b2ma_core.study.records import Run
+from b2ma_core.study.stages import trained_model
+from b2ma_core.study.training import make_fabric, predict, score
 
 SAMPLES = 4
 BOX_ROWS = ("source-only", "votes")  # what the box answers, to the image as it is and to all views; nothing is trained

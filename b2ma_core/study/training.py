@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from b2ma_core.augmentations import random_view
-from b2ma_core.datasets import Data
+from b2ma_core.data.datasets import Data
+from b2ma_core.files import only_one, write_bytes, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import load_weights, save_weights
 from b2ma_core.params import Params
-from b2ma_core.records import only_one, write_bytes, write_json
 
 
 def make_fabric(params: Params, devices: int = 1) -> Fabric:

@@ -1,4 +1,4 @@
-"""Score a checkpoint or a folder of predictions: ``python -m b2ma_core.score --study STUDY --checkpoint FILE``.
+"""Score a checkpoint or a folder of predictions: ``python -m b2ma_core.report.score --study STUDY --checkpoint FILE``.
 
 Every logit is brought to the label's own size before arg max. Results are printed, and with ``--out`` written as JSON,
 Markdown and LaTeX; ``--submission`` writes label ids under the names of the Cityscapes benchmark server.
@@ -16,14 +16,14 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from b2ma_core.datasets import Data, load
+from b2ma_core.data.datasets import Data, load
+from b2ma_core.files import PROJECT, write_bytes, write_json, write_png
 from b2ma_core.labels import LABEL_SPACES, LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, load_weights
 from b2ma_core.params import load_params
-from b2ma_core.records import PROJECT, write_bytes, write_json, write_png
-from b2ma_core.tables import latex, markdown
-from b2ma_core.training import make_fabric, to_device
+from b2ma_core.report.results import latex, markdown
+from b2ma_core.study.training import make_fabric, to_device
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Result tables from records alone: ``python -m b2ma_core.tables STUDY SEED [SEED ..]`` prints one."""
+"""Result tables from records alone: ``python -m b2ma_core.report.results STUDY SEED [SEED ..]`` prints one."""
 
 import json
 import math
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from b2ma_core.files import PROJECT
 from b2ma_core.params import unlike
-from b2ma_core.records import PROJECT, STAGES
+from b2ma_core.study.records import STAGES
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
 

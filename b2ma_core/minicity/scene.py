@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from b2ma_core.minicity_canvas import Canvas, value_noise
-from b2ma_core.minicity_looks import (
+from b2ma_core.minicity.canvas import Canvas, value_noise
+from b2ma_core.minicity.looks import (
     BICYCLE,
     BUILDING,
     BUS,

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from b2ma_core.figures import PALETTE
 from b2ma_core.labels import LabelSpace
+from b2ma_core.report.figures import PALETTE
 
 COLUMN, PAGE = 3.3, 7.0  # widths in inches
 

@@ -9,11 +9,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LocalModel, ask
-from b2ma_core.datasets import Data
+from b2ma_core.data.datasets import Data
+from b2ma_core.files import write_bytes, write_png
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.params import Params
 from b2ma_core.queries import views, vote
-from b2ma_core.records import Run, write_bytes, write_png
+from b2ma_core.study.records import Run
 
 
 def queries(params: Params) -> int:

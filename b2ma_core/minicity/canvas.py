@@ -6,7 +6,7 @@ x runs to the right, y up, z ahead of the camera.
 import numpy as np
 from PIL import Image, ImageDraw
 
-from b2ma_core.minicity_looks import SKY, Color, Domain
+from b2ma_core.minicity.looks import SKY, Color, Domain
 
 
 def value_noise(rng: np.random.Generator, rows: int, columns: int, height: int, width: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Data sets as they lie on disk: which image goes with which labels, and what the numbers in a label file mean.
 
 A study converts label ids to train ids as it reads. Whoever wants files of train ids:
-``python -m b2ma_core.layouts --dataset gta5 --root GTA5 --split all --out FOLDER``.
+``python -m b2ma_core.data.layouts --dataset gta5 --root GTA5 --split all --out FOLDER``.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 from tqdm import tqdm
 
 from b2ma_core.labels import CAMVID, CITYSCAPES, LabelSpace
-from b2ma_core.records import write_png
+from b2ma_core.files import write_png
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUTS = {

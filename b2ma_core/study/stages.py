@@ -1,7 +1,8 @@
 """The study's trainings, each one call on a run: source model, stage 1, rounds of stage 2, oracle.
 
 A training reads its inputs from the run's folder and writes its weights there, so that it can be called from a
-notebook, go on after a stop, or be started on several processes: ``python -m b2ma_core.stages RUN STAGE [ROUND]``.
+notebook, go on after a stop, or be started on several processes:
+``python -m b2ma_core.study.stages RUN STAGE [ROUND]``.
 """
 
 import copy
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from b2ma_core.augmentations import jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
-from b2ma_core.calibration import start_temperature
-from b2ma_core.datasets import Data, class_frequencies, load
+from b2ma_core.calibration import agreement_temperature
+from b2ma_core.data.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
     ClassShares,
+    SelfDistillation,
     box_votes,
     class_weights,
     cut_patches,
@@ -31,13 +33,14 @@ from b2ma_core.distillation import (
     pixel_weight,
     self_distillation_loss,
 )
-from b2ma_core.hard_patches import draw_patches, holders, read_patches
+from b2ma_core.files import PROJECT, write_bytes
+from b2ma_core.hard_patches import HardPatch, draw_patches, holders
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, check_params
-from b2ma_core.pseudo_labels import read_confidences, read_pseudo_labels
-from b2ma_core.records import PROJECT, Run
-from b2ma_core.training import (
+from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels
+from b2ma_core.study.records import Run
+from b2ma_core.study.training import (
     Batches,
     fit,
     generator_for,
@@ -61,7 +64,7 @@ def train(run: Run, stage: str, *numbers: int) -> dict:
     """
     if run.params.devices == 1:
         return TRAININGS[stage](run, *numbers)
-    command = [sys.executable, "-m", "b2ma_core.stages", str(run.folder), stage, *map(str, numbers)]
+    command = [sys.executable, "-m", "b2ma_core.study.stages", str(run.folder), stage, *map(str, numbers)]
     subprocess.run(command, check=True)
     folder = run.path("stage2", f"round-{numbers[0]}") if numbers else run.path(stage)
     return json.loads((folder / "history.json").read_text())
@@ -153,6 +156,45 @@ def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
     return ClassShares(frequencies, params.share_alignment, params.share_exponent, params.share_limit)
 
 
+def write_patches(run: Run, patches: Sequence[HardPatch]) -> None:
+    """Keep the index as one file, ``patches/index.json``, one patch a line."""
+    lines = ",\n".join(json.dumps(patch) for patch in patches)
+    write_bytes(run.path("patches", "index.json"), f"[\n{lines}\n]\n".encode())
+
+
+def read_patches(run: Run) -> list[HardPatch]:
+    """Read the index; FileNotFoundError names the notebook that comes first."""
+    run.require("04_hard_patches")
+    entries = json.loads(run.path("patches", "index.json").read_text())
+    return [HardPatch(image, row, column, tuple(classes)) for image, row, column, classes in entries]
+
+
+def start_temperature(params: Params, fabric: Fabric, model: nn.Module, data: Data, pseudo_labels: np.ndarray) -> float:
+    """The temperature of a round, from the network that it starts with, on 64 images at most, evenly chosen.
+
+    Every fourth row and column says enough.
+    """
+    if not params.stage2_calibration:
+        return 1.0
+    chosen = data.evenly(64)
+    logits = []
+    with torch.no_grad(), fabric.autocast():
+        for i in range(0, len(chosen), 8):
+            images = torch.from_numpy(np.array(data.images[chosen[i : i + 8]])).permute(0, 3, 1, 2)
+            logits.append(model(to_device(images, fabric.device))[..., ::4, ::4].float().cpu())
+    return agreement_temperature(torch.cat(logits), torch.from_numpy(pseudo_labels[chosen, ::4, ::4]).long())
+
+
+def self_distillation_of(params: Params) -> SelfDistillation:
+    """What a study tells the steps of stage 2."""
+    return SelfDistillation(
+        mix_images=params.mix_images, position_beta=params.position_beta, jitter=params.mix_jitter,
+        jitter_probability=params.mix_jitter_probability, blur_probability=params.mix_blur_probability,
+        confidence=params.confidence, confidence_threshold=params.confidence_threshold,
+        consistency_weight=params.consistency_weight, hard_patch_weight=params.hard_patch_weight,
+    )  # fmt: skip
+
+
 def train_stage2(run: Run, number: int) -> dict:
     """Round ``number`` (1, 2, ..) of self-distillation -> ``stage2/round-<number>/student.safetensors``."""
     params, stage = run.params, f"stage2/round-{number}"
@@ -167,6 +209,7 @@ def train_stage2(run: Run, number: int) -> dict:
     teacher = make_teacher(model)
     shares = class_shares(params, labels).to(fabric.device)
     temperature = start_temperature(params, fabric, teacher, data, labels)
+    recipe = self_distillation_of(params)
 
     def answer(images: Tensor) -> Tensor:
         with fabric.autocast():
@@ -193,7 +236,7 @@ def train_stage2(run: Run, number: int) -> dict:
         chosen = indices_of(numbers, len(data), run.seed, stage)
         votes = box_votes(labels[chosen], None if confidences is None else confidences[chosen], params.teacher_votes)
         hard = hard_patches(numbers[0])
-        loss = self_distillation_loss(student, answer, images, hard, params, generator, shares, votes, temperature)
+        loss = self_distillation_loss(student, answer, images, hard, recipe, generator, shares, votes, temperature)
         return loss, len(images)
 
     def after_step(step: int):

@@ -8,15 +8,12 @@ operations that every processor rounds alike, so that the frozen hashes hold.
 A scene stands in metres: x to the right, y up, z ahead of the camera. ``python -m b2ma_core.minicity`` writes PNGs.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 from PIL import Image, ImageFilter
 
-from b2ma_core.minicity_canvas import value_noise
-from b2ma_core.minicity_looks import CAMERA, GAME, Domain
-from b2ma_core.minicity_scene import Scene
+from b2ma_core.minicity.canvas import value_noise
+from b2ma_core.minicity.looks import CAMERA, GAME, Domain
+from b2ma_core.minicity.scene import Scene
 
 VERSION = 1
 DOMAINS = ("game", "camera")
@@ -106,26 +103,3 @@ def _photograph(rng: np.random.Generator, image: np.ndarray, severity: float) ->
     # The sum of three uniform draws is close to a normal one, and exact on every machine.
     grain = rng.integers(-128, 128, (3, height, width, 3), dtype=np.int16).sum(axis=0) / 128.0
     return (pixels * vignette[..., None] * (gain * cast) + grain * amount(1.5, 13)).clip(0, 255).astype(np.uint8)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write MiniCity scenes as PNG files.")
-    parser.add_argument("--domain", choices=DOMAINS, required=True)
-    parser.add_argument("--split", choices=SPLITS, default="train")
-    parser.add_argument("--count", type=int, default=20, help="number of scenes")
-    parser.add_argument("--seed", type=int, default=0, help="which world")
-    parser.add_argument("--size", type=int, nargs=2, default=(128, 256), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--images", type=Path, required=True, help="folder for the images")
-    parser.add_argument("--labels", type=Path, help="folder for label maps of train ids")
-    args = parser.parse_args()
-    for folder in filter(None, (args.images, args.labels)):
-        folder.mkdir(parents=True, exist_ok=True)
-    for index in range(args.count):
-        image, labels = render(index, args.domain, args.split, args.seed, tuple(args.size))
-        Image.fromarray(image).save(args.images / f"{index:04d}.png")
-        if args.labels:
-            Image.fromarray(labels).save(args.labels / f"{index:04d}.png")
-
-
-if __name__ == "__main__":
-    main()

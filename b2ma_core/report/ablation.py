@@ -1,0 +1,96 @@
+"""The ablation's table and curves. ``params/ablation.yaml`` lists the arms; ``study/arms.py`` makes runs of them."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+
+from b2ma_core.files import PROJECT
+from b2ma_core.params import load_params, unlike
+from b2ma_core.report.results import ablation_cells, check_alike, paired_difference, plain
+from b2ma_core.study.records import STAGES
+
+
+def read_ablation(path: Path = PROJECT / "params" / "ablation.yaml") -> dict:
+    """``params/ablation.yaml``: study, seeds, arms, table and curves."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def arms_of(cells: Iterable[Sequence]) -> list[str]:
+    """The arms that some cells ``[arm, row]`` speak of, each once."""
+    return list(dict.fromkeys(arm for arm, _ in cells if arm))
+
+
+def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[float] | None:
+    """mIoU (0 .. 1) of ``[arm, row]`` for each seed; None unless every seed has been run.
+
+    Raises:
+        ValueError: if an arm differs from its study in more than it switches, as after a change of the recipe.
+    """
+    arm, row = cell
+    name = f"{study}+{arm}" if arm else study
+    switches = unlike(*(load_params(PROJECT / "params" / f"{each}.yaml").model_dump() for each in (study, name)))
+    found = []
+    for seed in seeds:
+        paths = [runs / each / str(seed) / "records" / f"{STAGES[6]}.json" for each in (study, name)]
+        if not all(path.is_file() for path in paths):
+            return None
+        origin, record = (json.loads(path.read_text()) for path in paths)
+        check_alike(record, origin, switches)
+        found.append(record["metrics"]["rows"][row]["miou"])
+    return found
+
+
+def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
+    """The table's rows that have been run: ``name``, ``miou`` of each seed, ``difference`` and interval to another row.
+
+    ``against`` is that row: "above", or for the plan's ``without`` "the whole", the table's last. A name says how many
+    rows above it are missing, whose part is then in its difference.
+    """
+    rows, missing = [], 0
+    for name, cell in plan["table"].items():
+        miou = cell_scores(study, cell, seeds, runs)
+        if miou is None:
+            missing += 1
+            continue
+        name, missing = f"{name} (and {missing} not run)" if missing else name, 0
+        against = paired_difference(miou, rows[-1]["miou"]) if rows else None
+        rows.append({"name": name, "miou": miou, "difference": against, "against": "above"})
+    whole = None if missing or not rows else rows[-1]["miou"]
+    for name, cell in plan.get("without", {}).items():
+        miou = cell_scores(study, cell, seeds, runs)
+        if whole and miou:
+            against = paired_difference(miou, whole)
+            rows.append({"name": name, "miou": miou, "difference": against, "against": "the whole"})
+    return rows
+
+
+def curve(study: str, points: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[float, list[float]]:
+    """What was varied -> mIoU of each seed, for the values that have been run."""
+    found = {value: cell_scores(study, cell, seeds, runs) for value, cell in points.items()}
+    return {value: miou for value, miou in found.items() if miou is not None}
+
+
+def main(what: str, study: str, seeds: str, *names: str) -> None:
+    """``config STUDY SEEDS [quick] [ARM ..]`` prints what Snakefile is told, ``table STUDY SEEDS`` what came out.
+
+    ``SEEDS`` are joined by commas; "-" stands for those of ``params/ablation.yaml``.
+    """
+    plan = read_ablation()
+    numbers = plan["seeds"] if seeds == "-" else [int(seed) for seed in seeds.split(",")]
+    if what == "table":
+        rows = ablation_rows(study, plan, numbers)
+        print(f"\n{study}, seeds {numbers}: mean, and paired differences (95%, Student's t)")
+        print(plain(*ablation_cells(rows)))
+        return
+    if names[:1] == ("quick",):
+        names = (*plan["quick"], *names[1:])
+    points = [cell for curve in plan["curves"].values() for cell in curve.values()]
+    arms = names or arms_of([*plan["table"].values(), *plan["without"].values(), *points])
+    print(f"study={study} seeds={','.join(map(str, numbers))} arms={','.join(arms)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
