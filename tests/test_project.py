@@ -34,7 +34,7 @@ def test_the_lock_pins_every_package_of_pyproject():
 
 def test_the_readme_names_targets_that_exist():
     readme, makefile = (PROJECT / "README.md").read_text(), (PROJECT / "Makefile").read_text()
-    assert len(readme.splitlines()) < 200
+    assert len(readme.splitlines()) < 150
     targets = set(re.findall(r"make ([a-z]+)", readme))
     assert {"study", "test", "lab", "figures", "clean"} <= targets
     for target in targets:
