@@ -6,6 +6,7 @@ target_test. It is checked as a whole, brought to the study's image size once, a
 """
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class Data:
             training parts and the labels' own size for scored ones.
         splits: the split that each image comes from.
         sizes: (height, width) of each image before it was brought to the study's size.
+        digests: 16 hex digits per image, of its pixels in ``images``.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Data:
     labels: np.ndarray | None
     splits: list[str]
     sizes: list[tuple[int, int]]
+    digests: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,8 +82,11 @@ class Data:
     def of(self, chosen: np.ndarray | Sequence[int]) -> "Data":
         """Some of the images, by index."""
         labels = None if self.labels is None else self.labels[chosen]
-        names, splits, sizes = ([values[i] for i in chosen] for values in (self.names, self.splits, self.sizes))
-        return Data(self.name, names, self.images[chosen], labels, splits, sizes)
+        names, splits, sizes, digests = (
+            [values[i] for i in chosen] if values else []
+            for values in (self.names, self.splits, self.sizes, self.digests)
+        )
+        return Data(self.name, names, self.images[chosen], labels, splits, sizes, digests)
 
     def of_split(self, split: str) -> "Data":
         """The images of one split."""
@@ -198,15 +204,16 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
     problems: list[str] = []
     with only_one(folder, patience=3600):  # seeds that start together share what the first one prepares
         for name, part in wanted.items():
-            fingerprint = {**asdict(part), "form": 2, "files": [_stamp(item) for item in items[name]]}
+            fingerprint = {**asdict(part), "form": 3, "files": [_stamp(item) for item in items[name]]}
             index = folder / name / "index.json"
             if not index.is_file() or json.loads(index.read_text())["fingerprint"] != _json(fingerprint):
                 try:
                     with whole_folder(folder / name) as target:
-                        _convert(part, items[name], target, workers)
+                        digests = _convert(part, items[name], target, workers)
                         contents = {"fingerprint": fingerprint, "names": [item.name for item in items[name]],
                                     "splits": [item.split for item in items[name]],
-                                    "sizes": [_size(item, part) for item in items[name]]}  # fmt: skip
+                                    "sizes": [_size(item, part) for item in items[name]],
+                                    "digests": digests}  # fmt: skip
                         write_json(target / "index.json", contents)
                 except ValueError as error:
                     problems.append(str(error))
@@ -240,6 +247,7 @@ def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | Non
         names=index["names"],
         splits=index["splits"],
         sizes=[tuple(size) for size in index["sizes"]],
+        digests=index["digests"],
         images=np.load(folder / "images.npy", mmap_mode="r"),
         labels=np.load(labels, mmap_mode="r") if labels.is_file() else None,
     )
@@ -251,8 +259,8 @@ def class_frequencies(labels: Iterable[np.ndarray], num_classes: int) -> np.ndar
     return counts / max(counts.sum(), 1)
 
 
-def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> None:
-    images, labels, problems = None, None, []
+def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> list[str]:
+    images, labels, problems, digests = None, None, [], []
     for i, sample in enumerate(_in_parallel(partial(_attempt, part=part), items, workers, part.name)):
         if isinstance(sample, str):
             problems.append(sample)
@@ -268,6 +276,7 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> None:
             problems.append(f"{items[i].labels or items[i].image}: labels missing or of another size than the others'")
             continue
         images[i] = image
+        digests.append(hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).hexdigest())
         if labels is not None:
             labels[i] = label_map
     ids_on_disk = part.dataset in ("cityscapes", "gta5") and labels is not None and not problems
@@ -279,6 +288,7 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int) -> None:
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {listed}")
+    return digests
 
 
 def _room_for(size: int, folder: Path) -> None:
