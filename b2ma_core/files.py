@@ -88,6 +88,12 @@ def read_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"{path}: cannot be read as a picture ({error}); fetch it again") from None
 
 
+def png_header(path: str | Path) -> tuple[int, int]:
+    """Bits a channel and colour type of a PNG: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGBA."""
+    with open(path, "rb") as file:
+        return tuple(file.read(26)[24:])
+
+
 def read_label_map(path: str | Path) -> np.ndarray:
     """``(H, W)`` uint8 values of a PNG with one channel, exactly as they are stored: of a palette the indices.
 
@@ -102,8 +108,7 @@ def read_label_map(path: str | Path) -> np.ndarray:
     if picture.format != "PNG":
         raise ValueError(f"{path}: holds {picture.format}, whatever its name says; labels must be an 8-bit PNG with "
                          "one channel, since other formats may change values")  # fmt: skip
-    with open(path, "rb") as file:
-        depth, kind = file.read(26)[24:]
+    depth, kind = png_header(path)
     if kind not in (0, 3):  # grey, palette
         raise ValueError(f"{path}: labels must be an 8-bit PNG with one channel, not {picture.mode!r}: is this the "
                          "image itself, or its classes as colours? Write one id a pixel")  # fmt: skip
@@ -138,6 +143,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
     """Hold a folder for this process; the system lets go of it when the process ends, however it ends.
 
+    What :func:`write_bytes` and :func:`whole_folder` left half-done there, when a process that held it was killed, is
+    removed.
+
     Args:
         folder: is made when missing.
         patience: seconds to wait for another process, say one that is just being stopped.
@@ -156,6 +164,9 @@ def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{folder}: another process is working here; wait for it or stop it") from None
                 time.sleep(0.2)
+        for left in folder.glob("*.part"):
+            if left.suffixes[-2:-1] and left.suffixes[-2][1:].isdigit():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
 
 

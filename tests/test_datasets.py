@@ -60,7 +60,7 @@ from pathlib import Path
 from b2ma_core.data import datasets
 from b2ma_core.params import load_params
 convert = datasets._convert
-datasets._convert = lambda part, *rest: (print(part.name), convert(part, *rest))
+datasets._convert = lambda part, *rest: print(part.name) or convert(part, *rest)
 datasets.prepare(load_params(sys.argv[1]), 1, Path(sys.argv[2]))
 """
 
@@ -71,7 +71,8 @@ def test_two_processes_that_start_at_once_make_each_part_once(smoke_params, tmp_
     made = [process.communicate()[0].split() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(made[0] + made[1]) == sorted(datasets.prepare(smoke_params, 1, tmp_path / "alone"))
-    same_tree(tmp_path / "alone", tmp_path / "both", "*.npy")
+    for pattern in ("*.npy", "*.bin"):
+        same_tree(tmp_path / "alone", tmp_path / "both", pattern)
 
 
 def test_all_that_is_wrong_is_listed_and_named(folder_params, street_folder, tmp_path):
