@@ -219,8 +219,10 @@ def list_items(part: Part) -> list[Item]:
                          "each, labels and predictions go by name")  # fmt: skip
     if not items:
         of = f" of sequences {part.sequences}" if part.sequences else ""
-        raise ValueError(f"{part.name}: {root / part.split} holds no images{of} ({', '.join(IMAGE_SUFFIXES)})"
-                         f"{_passed_over(part)}")  # fmt: skip
+        others = "".join(f"; {sentence}" for sentence in _passed_over(part))
+        raise ValueError(
+            f"{part.name}: {root / part.split} holds no images{of} ({', '.join(IMAGE_SUFFIXES)}){others}"
+        )
     return items
 
 
@@ -273,11 +275,18 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
             of all parts, not only the first; ``data/<study>/problems.txt`` has the list. Parts without fault are kept.
         OSError: if the disk cannot hold them.
     """
-    workers = workers or int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    granted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # "4,2": of nested loops the outer one's
+    workers = workers or (int(granted) if granted.isdigit() else os.cpu_count()) or 1
     folder = data / base_study(params.study)
     wanted = parts(params)
-    items = {name: list_items(part) for name, part in wanted.items()}  # nothing is written if a folder is missing
-    problems: list[str] = []
+    items, problems, folder_errors = {}, [], []
+    for name, part in wanted.items():
+        try:
+            items[name] = list_items(part)
+        except (FileNotFoundError, ValueError) as error:
+            folder_errors.append(error)
+    if folder_errors:  # nothing is written then
+        raise type(folder_errors[0])("\n".join(map(str, folder_errors)))
     with only_one(folder, patience=3600):  # seeds that start together share what the first one prepares
         for name, part in wanted.items():
             trained = name == "source_train" and params.box == "model" and params.source_steps > 0
@@ -303,8 +312,7 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
             more = f"\n  and {len(lines) - 40} lines more" if len(lines) > 40 else ""
             raise ValueError("\n".join(lines[:40]) + f"{more}\nThe whole list: {report}")
     ready = {name: load(params, name, data) for name in wanted}
-    others = {name: _passed_over(part).removeprefix("; ") for name, part in wanted.items()}
-    return {name: replace(d, notes=[*d.notes, *filter(None, [others[name]])]) for name, d in ready.items()}
+    return {name: replace(d, notes=[*d.notes, *_passed_over(wanted[name])]) for name, d in ready.items()}
 
 
 def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | None:
@@ -316,11 +324,11 @@ def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | Non
     if name not in parts(params):
         return None
     folder = data / base_study(params.study) / name
-    if not (folder / "index.json").is_file():
+    index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").is_file() else {}
+    if "digests" not in index:
         raise FileNotFoundError(
-            f"{folder} is missing: run the notebook 00_data first (make study STUDY={params.study})"
+            f"{folder} is missing or of an older version: run the notebook 00_data first (make study STUDY={params.study})"
         )
-    index = json.loads((folder / "index.json").read_text())
     labels = None
     if (folder / "labels.npy").is_file():
         labels = np.load(folder / "labels.npy", mmap_mode="r")
@@ -414,12 +422,13 @@ def _no_labels(part: Part) -> str:
     return f"no labels: {looked}. Expected: {LAYOUTS[part.dataset]}"
 
 
-def _passed_over(part: Part) -> str:
-    """"; passed over in <folder>: 3 .tif" for a part whose folders hold more than images; else nothing."""
+def _passed_over(part: Part) -> list[str]:
+    """What lies among a part's images and is not read, a sentence for each split that has such files."""
     if part.dataset == "minicity":
-        return ""
+        return []
     others = {split: passed_over(part.dataset, PROJECT / part.root, split) for split in part.split.split("+")}
-    return "".join(f"; passed over among the images of {part.name} {split!r}: {kinds}" for split, kinds in others.items() if kinds)
+    read = ", ".join(IMAGE_SUFFIXES)
+    return [f"{split}: {kinds} passed over, images are {read}" for split, kinds in others.items() if kinds]
 
 
 def _room_for(size: int, folder: Path) -> None:
