@@ -124,6 +124,15 @@ def test_synthias_own_ids_become_train_ids(smoke_params, synthia, tmp_path):
     assert np.array_equal(parts["source_train"].labels[1, 1:], labels[1:])
 
 
+def test_synthias_ids_in_another_channel_are_refused(smoke_params, synthia, tmp_path):
+    for path in (synthia / "GT" / "LABELS").iterdir():
+        write_png(path, np.zeros((64, 128, 3), int) + (0, 0, 3), 16, 2)
+    with pytest.raises(
+        ValueError, match="source_train: .* all its 2 images are void.*0000000.png first.*first channel"
+    ):
+        datasets.prepare(params_for(smoke_params, "synthia", synthia, "all"), 1, tmp_path / "data")
+
+
 def test_synthias_wrong_file_is_named(smoke_params, synthia, tmp_path):
     coloured = synthia / "GT" / "LABELS" / "0000001.png"
     Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(coloured)
