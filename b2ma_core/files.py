@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+# Pillow refuses more than 13377 x 13377 pixels, and aerial images are larger. These take 1.6 GB as RGB.
+MOST_PIXELS = 2**29
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -55,6 +59,68 @@ def write_png(path: Path, array: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def read_picture(path: str | Path) -> Image.Image:
+    """A decoded picture in its own mode, turned as its EXIF orientation says.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is a link to nothing, empty, broken, too large, or may not be read.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels")
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+        return picture
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{path}: is a link to {os.readlink(path)}, which is not there") from None
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(f"{path}: no such file") from None
+        if isinstance(error, Image.DecompressionBombError):
+            raise ValueError(f"{path}: has more than {MOST_PIXELS:,} pixels ({error}): cut it into tiles") from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path}: cannot be read as a picture, it is empty (0 bytes); fetch it again") from None
+        raise ValueError(f"{path}: cannot be read as a picture ({error}); fetch it again") from None
+
+
+def png_header(path: str | Path) -> tuple[int, int]:
+    """Bits a channel and colour type of a PNG: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGBA."""
+    with open(path, "rb") as file:
+        return tuple(file.read(26)[24:])
+
+
+def read_label_map(path: str | Path) -> np.ndarray:
+    """``(H, W)`` uint8 values of a PNG with one channel, exactly as they are stored: of a palette the indices.
+
+    The format counts, not the name: JPEG changes values.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file that is no PNG, has several channels or values above 255, or see
+            :func:`read_picture`.
+    """
+    picture = read_picture(path)
+    if picture.format != "PNG":
+        raise ValueError(f"{path}: holds {picture.format}, whatever its name says; labels must be an 8-bit PNG with "
+                         "one channel, since other formats may change values")  # fmt: skip
+    depth, kind = png_header(path)
+    if kind not in (0, 3):  # grey, palette
+        raise ValueError(f"{path}: labels must be an 8-bit PNG with one channel, not {picture.mode!r}: is this the "
+                         "image itself, or its classes as colours? Write one id a pixel")  # fmt: skip
+    values = np.asarray(picture)
+    if values.max(initial=0) > 255:
+        raise ValueError(f"{path}: labels must be an 8-bit PNG with one channel, this one has {depth} bits and values "
+                         f"up to {values.max()}")  # fmt: skip
+    # Pillow stretches grey of few bits to 0 .. 255: 85 stands for a 1 of two bits, 17 for a 1 of four.
+    stretched = {2: 85, 4: 17}.get(depth, 1) if kind == 0 else 1
+    return (values // stretched if stretched > 1 else values).astype(np.uint8)
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name and rename it at the end; an older one is replaced.
@@ -77,6 +143,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
     """Hold a folder for this process; the system lets go of it when the process ends, however it ends.
 
+    What :func:`write_bytes` and :func:`whole_folder` left half-done there, when a process that held it was killed, is
+    removed.
+
     Args:
         folder: is made when missing.
         patience: seconds to wait for another process, say one that is just being stopped.
@@ -95,6 +164,9 @@ def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{folder}: another process is working here; wait for it or stop it") from None
                 time.sleep(0.2)
+        for left in folder.glob("*.part"):
+            if left.suffixes[-2:-1] and left.suffixes[-2][1:].isdigit():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
 
 

@@ -1,5 +1,8 @@
+import pickle
+import shutil
 import subprocess
 import sys
+from hashlib import blake2b
 
 import numpy as np
 import pytest
@@ -37,6 +40,167 @@ def test_scored_labels_keep_their_own_size(folder_params, tmp_path):
     assert parts["target_train"].labels.shape[1:] == (64, 64)
 
 
+def own_sizes(root) -> list[np.ndarray]:
+    """Makes the images of ``val`` three: as it was, a portrait, and twice as large; returns their labels."""
+    maps = []
+    for i in range(3):
+        image, labels = map(Image.fromarray, minicity.render(i, "camera", "val", size=(64, 128)))
+        if i == 1:
+            image, labels = image.crop((0, 0, 40, 64)), labels.crop((0, 0, 40, 64))
+        if i == 2:
+            image, labels = image.resize((256, 128)), labels.resize((256, 128), Image.Resampling.NEAREST)
+        image.save(root / "val" / f"seq_{i}.png")
+        labels.save(root / "valannot" / f"seq_{i}.png")
+        maps.append(np.asarray(labels))
+    return maps
+
+
+def test_scored_images_keep_sizes_of_their_own(folder_params, street_folder, tmp_path):
+    maps = own_sizes(street_folder)
+    val = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"]
+    assert val.sizes == [(64, 128), (64, 40), (128, 256)] and val.images.shape == (3, 64, 128, 3)
+    portrait = Image.open(street_folder / "val" / "seq_1.png").resize((128, 64), Image.Resampling.BICUBIC)
+    assert np.array_equal(val.images[1], np.asarray(portrait))
+    for labels in (val.labels, pickle.loads(pickle.dumps(val.labels)), val.of([0, 1, 2]).labels):
+        assert isinstance(labels, datasets.LabelMaps) and len(labels) == 3
+        for found, expected in zip(labels, maps, strict=True):
+            assert found.dtype == np.uint8 and np.array_equal(found, expected)
+    assert isinstance(val.labels.values, np.memmap) and len(pickle.dumps(val.labels)) < 1000
+    some = val.of([2, 0])
+    assert np.array_equal(some.labels[0], maps[2]) and np.array_equal(some.labels[-1], maps[0])
+    assert np.array_equal(val.labels[1:][0], maps[1])
+    assert list(val.batches(2)) == [[0], [1], [2]] and list(val.batches(2, [0, 0, 0, 2])) == [[0, 0], [0], [2]]
+
+
+def test_photographs_are_turned_and_compared_with_their_labels_so(folder_params, street_folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera stood on its side
+    path = street_folder / "val" / "seq_0.png"
+    upright = photo(path)
+    Image.fromarray(np.rot90(upright)).save(path, exif=exif)
+    val = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"]
+    assert val.sizes[0] == (64, 128) and np.array_equal(val.images[0], upright)
+    Image.fromarray(np.rot90(val.labels[0])).save(street_folder / "valannot" / "seq_0.png")
+    with pytest.raises(ValueError, match=r"seq_0.png: labels are \(64, 128\), .*before its EXIF orientation turned it"):
+        datasets.prepare(folder_params, 1, tmp_path / "data")
+
+
+def test_images_have_digests_of_their_pixels(folder_params, street_folder, tmp_path):
+    data = datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"]
+    assert data.digests == [blake2b(image.tobytes(), digest_size=8).hexdigest() for image in data.images]
+    assert data.of([3, 1]).digests == [data.digests[3], data.digests[1]]
+    for i in (0, 1):
+        (street_folder / "train" / f"seq_{i}.png").rename(street_folder / "train" / f"x{i}.png")
+    for i in (0, 1):
+        (street_folder / "train" / f"x{i}.png").rename(street_folder / "train" / f"seq_{1 - i}.png")
+    again = datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"]
+    assert again.digests == [data.digests[i] for i in (1, 0, 2, 3)]
+
+
+@pytest.fixture
+def trained_params(folder_params, street_folder):
+    """The street folder is the source too, and the source model trains on it."""
+    return folder_params.model_copy(update={"source_dataset": "folder", "source_root": str(street_folder)})
+
+
+def test_labels_in_a_folder_of_another_name_are_refused_where_they_are_trained_on(
+    trained_params, street_folder, tmp_path
+):
+    (street_folder / "trainannot").rename(street_folder / "train_labels")
+    with pytest.raises(ValueError, match="source_train: the source model trains on it, and it has no labels") as caught:
+        datasets.prepare(trained_params, 1, tmp_path / "data")
+    assert f"looked in {street_folder}/trainannot" in str(caught.value) and "train_labels/" in str(caught.value)
+    assert "target_train" not in str(caught.value)
+    own_weights = trained_params.model_copy(update={"source_steps": 0})  # nothing is trained on them
+    parts = datasets.prepare(own_weights, 1, tmp_path / "data")
+    assert parts["source_train"].labels is None and "train_labels/" in parts["target_train"].notes[0]
+
+
+def spoil_empty(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def spoil_other_names(folder):
+    for path in list(folder.iterdir()):
+        path.rename(folder / f"{path.stem}_L.png")
+
+
+def spoil_void(folder):
+    for path in folder.iterdir():
+        Image.fromarray(np.full((64, 128), 255, np.uint8)).save(path)
+
+
+def spoil_some(folder):
+    (folder / "seq_1.png").unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [(spoil_empty, "trainannot holds nothing"), (spoil_other_names, "trainannot holds seq_0_L.png, seq_1_L.png"),
+     (spoil_void, "the labels of all its 4 images are void, .*trainannot/seq_0.png first"), (shutil.rmtree, "no labels"),
+     (spoil_some, "1 of 4 samples cannot be used:\n.*seq_1.png: no such file")],
+)  # fmt: skip
+def test_labels_of_no_use_are_refused_in_training_and_told_elsewhere(
+    trained_params, folder_params, street_folder, tmp_path, spoil, said
+):
+    spoil(street_folder / "trainannot")
+    for _ in range(2):  # a part that was prepared is refused again
+        with pytest.raises(ValueError, match=f"source_train: .*{said}") as caught:
+            datasets.prepare(trained_params, 1, tmp_path / "data")
+        assert "target_train:" not in str(caught.value)
+    part = datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"]
+    assert part.labels is None and len(part) == 4 and len(part.notes) == 1
+    assert datasets.load(folder_params, "target_train", tmp_path / "data").labels is None
+
+
+@pytest.mark.parametrize("spoil", [spoil_empty, spoil_void, spoil_some, shutil.rmtree])
+def test_a_part_to_score_without_labels_of_use_goes_on_unscored(folder_params, street_folder, tmp_path, spoil):
+    spoil(street_folder / "valannot")
+    val = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"]
+    assert val.labels is None and len(val.notes) == 1
+    assert not (tmp_path / "data" / "folder" / "target_val" / "labels.bin").exists()
+
+
+def test_single_void_maps_are_counted(folder_params, street_folder, tmp_path):
+    Image.fromarray(np.full((64, 128), 255, np.uint8)).save(street_folder / "valannot" / "seq_1.png")
+    val = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"]
+    assert len(val.labels) == 2 and val.notes == ["1 of its 2 label maps are void everywhere"]
+
+
+def test_images_of_other_formats_are_told(folder_params, street_folder, tmp_path):
+    (street_folder / "val" / "seq_7.tif").write_bytes(b"x")
+    notes = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"].notes
+    assert notes == ["val: 1 .tif passed over, images are .png, .jpg, .jpeg"]
+    for path in (street_folder / "val").glob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="holds no images .*; val: 1 .tif passed over"):
+        datasets.prepare(folder_params, 1, tmp_path / "data")
+
+
+def test_what_killed_conversions_left_is_removed_and_nothing_else(folder_params, tmp_path):
+    folder = tmp_path / "data" / "folder"
+    (folder / ".target_train.1.part").mkdir(parents=True)
+    for name in (".target_train.1.part/images.npy", "problems.txt.77.part", "mine.part", "mine.2.partial"):
+        (folder / name).write_bytes(b"x")
+    datasets.prepare(folder_params, 1, tmp_path / "data")
+    left = {path.name for path in folder.iterdir() if path.is_file() or "part" in path.suffix}
+    assert left == {".lock", "mine.part", "mine.2.partial"}
+
+
+def test_a_list_of_numbers_of_threads_is_understood(folder_params, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    assert datasets.prepare(folder_params, None, tmp_path / "data")
+
+
+def test_the_missing_folders_of_all_parts_are_named(trained_params, street_folder, tmp_path):
+    for split in ("train", "val"):
+        shutil.rmtree(street_folder / split)
+    with pytest.raises(FileNotFoundError) as caught:
+        datasets.prepare(trained_params, 1, tmp_path / "data")
+    assert all(f"{part}: no folder" in str(caught.value) for part in datasets.parts(trained_params))
+
+
 def test_a_second_call_changes_nothing_and_a_changed_file_is_read_again(folder_params, street_folder, tmp_path):
     folder = tmp_path / "data" / "folder" / "target_train"
     datasets.prepare(folder_params, 1, tmp_path / "data")
@@ -60,7 +224,7 @@ from pathlib import Path
 from b2ma_core.data import datasets
 from b2ma_core.params import load_params
 convert = datasets._convert
-datasets._convert = lambda part, *rest: (print(part.name), convert(part, *rest))
+datasets._convert = lambda part, *rest: print(part.name) or convert(part, *rest)
 datasets.prepare(load_params(sys.argv[1]), 1, Path(sys.argv[2]))
 """
 
@@ -71,7 +235,8 @@ def test_two_processes_that_start_at_once_make_each_part_once(smoke_params, tmp_
     made = [process.communicate()[0].split() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(made[0] + made[1]) == sorted(datasets.prepare(smoke_params, 1, tmp_path / "alone"))
-    same_tree(tmp_path / "alone", tmp_path / "both", "*.npy")
+    for pattern in ("*.npy", "*.bin"):
+        same_tree(tmp_path / "alone", tmp_path / "both", pattern)
 
 
 def test_all_that_is_wrong_is_listed_and_named(folder_params, street_folder, tmp_path):

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from conftest import photo
+from PIL import Image
 
 from b2ma_core.data import datasets
 from b2ma_core.metrics import ConfusionMatrix
@@ -44,6 +46,24 @@ def test_joined_splits_are_scored_apart_and_together(finished):
     assert results.splits_of([metrics]) == ["train", "val"]
     (row,) = results.result_rows([metrics], "val")
     assert row["miou"] == [metrics["rows"]["stage 1"]["splits"]["val"]["miou"]] and row["gap"] is None
+
+
+def test_each_image_is_scored_at_its_labels_own_size(finished, street_folder, tmp_path):
+    annotated, images = street_folder / "valannot", street_folder / "val"
+    portrait = (0, 0, 48, 64)
+    for folder in (annotated, images):
+        Image.open(folder / "seq_5.png").crop(portrait).save(folder / "seq_5.png")
+    val = datasets.prepare(finished.params, 1, tmp_path / "data")["target_val"]
+    assert [labels.shape for labels in val.labels] == [(64, 128)] * 5 + [(64, 48)]
+    metrics, scores = evaluation.evaluate_run(finished, False)
+    expected, fabric = ConfusionMatrix(19), make_fabric(finished.params)
+    for i, name in enumerate(val.names):
+        labels = np.array(photo(street_folder / ("valannot" if i > 3 else "trainannot") / f"{name}.png"))
+        expected.update(predict(finished.model, fabric, val.images[i : i + 1], labels.shape)[0], labels)
+    assert torch.equal(scores["stage 1"].matrix.sum(1), expected.matrix.sum(1))
+    assert metrics["rows"]["stage 1"]["miou"] == pytest.approx(expected.miou(), abs=1e-3)
+    evaluation.predict_part(finished, val)
+    assert photo(finished.path("predictions", "target_val", "seq_5.png")).shape == (64, 48)
 
 
 def test_predictions_are_written_at_each_images_own_size(finished):

@@ -1,10 +1,14 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from b2ma_core import minicity
+from b2ma_core.black_box import LocalModel
 from b2ma_core.data import datasets
+from b2ma_core.models import build_model
 from b2ma_core.queries import PHOTO_MEAN, VIEWS, agreement, expose, noise_level, plurality, quieten, views, vote
 from b2ma_core.study.pseudo_labels import ask_for_labels, in_frame, read_confidences, read_labels, read_pseudo_labels
 from b2ma_core.study.records import Run
@@ -145,3 +149,26 @@ def test_images_that_two_parts_share_are_asked_about_once(smoke_params, tmp_path
     assert box.calls == 2 * asked
     ask_for_labels(run, box, replace(data, name="whole"), asked=[half])  # never from smaller answers
     assert box.calls == 3 * asked
+
+
+def test_answers_have_the_size_of_each_images_labels(folder_params, street_folder, tmp_path):
+    for folder in ("val", "valannot"):
+        Image.open(street_folder / folder / "seq_1.png").crop((0, 0, 48, 64)).save(street_folder / folder / "seq_1.png")
+    params = folder_params.model_copy(update={"image_size": [32, 64], "box_queries": 3})
+    data, run = datasets.prepare(params, 1, tmp_path / "data")["target_val"], Run(params, 0, tmp_path)
+    box = LocalModel(build_model("deeplab_small", 19), flip=False)
+    answers = ask_for_labels(run, box, data)
+    for i, size in enumerate([(64, 128), (64, 48)]):
+        assert np.array_equal(answers[i], box.predict(data.images[i : i + 1], None, size)[0])
+        assert read_pseudo_labels(run, data)[i].shape == read_confidences(run, data)[i].shape == size
+
+
+def test_answers_that_are_all_void_are_refused(smoke_params, tmp_path):
+    class Mute:
+        def predict(self, images, names=None):
+            return np.full(images.shape[:3], 255, np.uint8)
+
+    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    data = datasets.load(smoke_params, "target_val", tmp_path / "data")
+    with pytest.raises(ValueError, match="answers to all 8 images of target_val are void"):
+        ask_for_labels(Run(smoke_params, 0, tmp_path), Mute(), data)

@@ -6,8 +6,9 @@ A study converts label ids to train ids as it reads. Whoever wants files of trai
 
 import argparse
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_image, read_file
 from tqdm import tqdm
 
+from b2ma_core.files import png_header, read_label_map, read_picture, write_png
 from b2ma_core.labels import CAMVID, CITYSCAPES, LabelSpace
-from b2ma_core.files import write_png
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUTS = {
@@ -41,7 +42,7 @@ SYNTHIA_TRAIN_IDS = {
 
 @dataclass(frozen=True)
 class Item:
-    """One sample on disk, or one scene to draw."""
+    """One sample on disk, or one scene to draw; ``labels`` is where they belong, None where the split has none."""
 
     name: str
     image: str | tuple
@@ -49,8 +50,17 @@ class Item:
     split: str
 
 
+def folders(dataset: str, root: Path, split: str) -> tuple[Path, Path]:
+    """Where the images of a split lie, and where its labels belong."""
+    return {
+        "cityscapes": (root / "leftImg8bit" / split, root / "gtFine" / split),
+        "gta5": (root / "images", root / "labels"),
+        "synthia": (root / "RGB", root / "GT" / "LABELS"),
+    }.get(dataset, (root / split, root / f"{split}annot"))
+
+
 def list_files(dataset: str, root: Path, split: str, sequences: Sequence[str] | None = None) -> list[Item]:
-    """The samples of one split in the order of their names.
+    """The samples of one split in the order of their names. Hidden files are no data.
 
     Args:
         dataset: key of ``LAYOUTS``.
@@ -59,33 +69,67 @@ def list_files(dataset: str, root: Path, split: str, sequences: Sequence[str] | 
         sequences: only images whose names begin so.
 
     Returns:
-        Items without labels where the split has none (no folder, or an empty one).
+        Items without labels where the split has none for any of them.
 
     Raises:
         FileNotFoundError: if a folder or list is missing, or an image that a list names.
+        ValueError: if a list is no text, is empty, or names an image twice.
     """
-    if dataset == "cityscapes":
-        folder, annotated = root / "leftImg8bit" / split, root / "gtFine" / split
-        images = sorted(_images(folder, dataset, "*/"))
-        pairs = [(p, annotated / p.parent.name / f"{p.name.removesuffix('_leftImg8bit.png')}_gtFine_labelIds.png")
-                 for p in images]  # fmt: skip
-    else:
-        folder, annotated = {
-            "gta5": (root / "images", root / "labels"),
-            "synthia": (root / "RGB", root / "GT" / "LABELS"),
-        }.get(dataset, (root / split, root / f"{split}annot"))
-        images = sorted(_images(folder, dataset))
-        if dataset in ("gta5", "synthia") and split != "all":
-            images = _listed(root / f"{split}.txt", images, dataset)
-        pairs = [(p, annotated / f"{p.stem}.png") for p in images]
-    chosen = [(p, labels) for p, labels in pairs if p.name.startswith(tuple(sequences or [""]))]
-    labelled = annotated.is_dir()
-    return [Item(p.stem, str(p), str(labels) if labelled else None, split) for p, labels in chosen]
+    folder, annotated = folders(dataset, root, split)
+    images = _images(folder, dataset)
+    if dataset in ("gta5", "synthia") and split != "all":
+        images = _listed(root / f"{split}.txt", images, dataset)
+    images = [p for p in images if p.name.startswith(tuple(sequences or [""]))]
+    there = {p.relative_to(annotated).as_posix(): p for p in _files(annotated, dataset)}
+    labels = []
+    for p in images:
+        name = f"{p.stem}.png"
+        if dataset == "cityscapes":
+            name = f"{p.parent.name}/{p.stem.removesuffix('_leftImg8bit')}_gtFine_labelIds.png"
+        labels.append(there.get(name) or there.get(f"{name[:-4]}.PNG") or annotated / name)
+    labelled = not set(labels).isdisjoint(there.values())
+    return [Item(p.stem, str(p), str(l) if labelled else None, split) for p, l in zip(images, labels, strict=True)]
+
+
+def passed_over(dataset: str, root: Path, split: str) -> str:
+    """What lies among the images of a split and is not read, by suffix: "3 .tif, 1 folder"; hidden files apart."""
+    folder, _ = folders(dataset, root, split)
+    others = [p for p in _entries(folder, dataset) if p.is_dir() or p.suffix.lower() not in IMAGE_SUFFIXES]
+    kinds = Counter("folders" if p.is_dir() else p.suffix or "files without a suffix" for p in others)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def what_is_at(folder: Path) -> str:
+    """A folder and what it holds, or the nearest one above that exists, for a message."""
+    while not folder.is_dir():
+        folder = folder.parent
+    names = [f"{p.name}/" if p.is_dir() else p.name for p in _visible(folder)]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{folder} holds {', '.join(names[:8]) or 'nothing'}{more}"
 
 
 def read_image(path: str) -> Image.Image:
-    """An image as RGB; ValueError names a file that is missing or broken."""
-    return _decode(path).convert("RGB")
+    """An image as 8-bit RGB, turned as its EXIF orientation says. Transparency is left out, of 16 bits the upper 8 are
+    taken.
+
+    Raises:
+        ValueError: naming a file that is missing, broken, or uses so few of its 16 bits that 8 would show nothing.
+    """
+    try:
+        picture = read_picture(path)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
+    if picture.mode == "F" or (picture.mode == "I" and picture.getextrema()[1] > 65535):
+        raise ValueError(f"{path}: is no 8-bit or 16-bit image ({picture.mode!r}): save it with 8 bits a channel")
+    deep = picture.mode.startswith("I") or (picture.format == "PNG" and png_header(path)[0] == 16)
+    if picture.mode.startswith("I"):  # Pillow would cut at 255; 16-bit colour it has reduced already, as here
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    picture.info.pop("transparency", None)
+    picture = picture.convert("RGB")
+    if deep and max(top for _, top in picture.getextrema()) < 16:
+        raise ValueError(f"{path}: has 16 bits a channel and uses the darkest sixteenth of them alone (12-bit values?): "
+                         "stretch the values to 0 .. 65535, or save it with 8 bits")  # fmt: skip
+    return picture
 
 
 def read_train_ids(path: str, dataset: str, space: LabelSpace) -> np.ndarray:
@@ -96,10 +140,10 @@ def read_train_ids(path: str, dataset: str, space: LabelSpace) -> np.ndarray:
     """
     if dataset == "synthia":
         return _synthia(path)
-    picture = _decode(path)
-    if picture.mode not in ("L", "P"):
-        raise ValueError(f"{path}: labels must be an 8-bit PNG with one channel, not {picture.mode!r}")
-    labels = np.asarray(picture)
+    try:
+        labels = read_label_map(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error}; each image needs its labels, or none of them has any") from None
     if dataset in ("cityscapes", "gta5"):
         return _encode(labels, path)
     if dataset == "camvid":
@@ -126,8 +170,10 @@ def _synthia(path: str) -> np.ndarray:
     try:
         planes = decode_image(read_file(path), ImageReadMode.UNCHANGED).numpy()  # Pillow cuts 16-bit RGB to 8
     except RuntimeError as error:
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file; each image needs its labels, or none of them has any") from None
+        try:
+            read_picture(path)  # says what is wrong with the file
+        except FileNotFoundError as missing:
+            raise ValueError(f"{missing}; each image needs its labels, or none of them has any") from None
         raise ValueError(f"{path}: cannot be read as a picture ({str(error)[:100]}); fetch it again") from None
     ids = planes[0].astype(np.int64)
     if planes.dtype != np.uint16 or ids.max() > 22:
@@ -140,32 +186,59 @@ def _synthia(path: str) -> np.ndarray:
     return table[ids]
 
 
-def _images(folder: Path, dataset: str, below: str = "") -> list[Path]:
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+
+
+def _entries(folder: Path, dataset: str) -> list[Path]:
+    """What lies where a layout has files: in the folder, or in the folders of Cityscapes' cities."""
+    if dataset == "cityscapes":
+        return [p for city in _visible(folder) for p in (_visible(city) if city.is_dir() else [city])]
+    return _visible(folder)
+
+
+def _files(folder: Path, dataset: str) -> list[Path]:
+    return [p for p in _entries(folder, dataset) if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()]
+
+
+def _images(folder: Path, dataset: str) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}. Expected: {LAYOUTS[dataset]}")
-    return [p for p in folder.glob(f"{below}*") if p.suffix.lower() in IMAGE_SUFFIXES]
+        raise FileNotFoundError(f"no folder {folder}. Expected: {LAYOUTS[dataset]}; {what_is_at(folder)}")
+    return _files(folder, dataset)
 
 
 def _listed(path: Path, images: list[Path], dataset: str) -> list[Path]:
     if not path.is_file():
         raise FileNotFoundError(f"no list {path}. Expected: {LAYOUTS[dataset]}")
-    by_name = {p.stem: p for p in images}
-    names = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
-    missing = [name for name in names if name not in by_name]
+    try:
+        lines = path.read_text("utf-8-sig").replace("\\", "/").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is no UTF-8 text; save the list as UTF-8") from None
+    known = {name: p for p in images for name in (p.stem, p.name)}
+    chosen, missing = [], []
+    for line in filter(None, map(str.strip, lines)):
+        names = [Path(n).name for n in (line, line.split("\t")[0].strip(), line.split()[0])]  # spaces; a second column
+        names = [n for name in names for n in (name, Path(name).stem) if n in known]
+        (chosen if names else missing).append(names[0] if names else line)
     if missing:
         raise FileNotFoundError(f"{path}: {len(missing)} images that it lists are missing, {', '.join(missing[:5])}")
-    return [by_name[name] for name in names]
+    if not chosen:
+        raise ValueError(f"{path}: lists no image")
+    twice = [p.stem for p, times in Counter(known[name] for name in chosen).items() if times > 1]
+    if twice:
+        raise ValueError(f"{path}: lists {len(twice)} images twice, {', '.join(twice[:5])}: name each once")
+    return [known[name] for name in chosen]
 
 
-def _decode(path: str) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-        return picture
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; each image needs its labels, or none of them has any") from None
-    except (OSError, SyntaxError) as error:  # Pillow's errors for broken PNGs
-        raise ValueError(f"{path}: cannot be read as a picture ({error}); fetch it again") from None
+def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """The results of ``pool.map``, of which never more than ``ahead`` wait for who takes them."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def convert(dataset: str, root: Path, split: str, out: Path) -> int:
@@ -179,13 +252,14 @@ def convert(dataset: str, root: Path, split: str, out: Path) -> int:
     """
     items = list_files(dataset, root, split)
     if not items or items[0].labels is None:
-        raise ValueError(f"{root}: the split {split!r} has no labels to convert. Expected: {LAYOUTS[dataset]}")
+        there = what_is_at(folders(dataset, root, split)[1])
+        raise ValueError(f"{root}: the split {split!r} has no labels to convert ({there}). Expected: {LAYOUTS[dataset]}")
     space = CAMVID if dataset == "camvid" else CITYSCAPES
     todo = [item for item in items if not (out / f"{item.name}.png").is_file()]
     with ThreadPoolExecutor() as pool:  # decoding leaves Python alone
         for item, train_ids in zip(
             tqdm(todo, desc=split, unit="map", mininterval=5),
-            pool.map(partial(read_train_ids, dataset=dataset, space=space), (item.labels for item in todo)),
+            in_order(pool, partial(read_train_ids, dataset=dataset, space=space), (item.labels for item in todo), 32),
             strict=True,
         ):
             write_png(out / f"{item.name}.png", train_ids)

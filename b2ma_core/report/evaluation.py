@@ -123,10 +123,15 @@ def _score_labels(labels: np.ndarray, val: Data, num_classes: int) -> ConfusionM
     """Score label maps; those of another size than the truth are brought to it (nearest)."""
     scores = ConfusionMatrix(num_classes)
     for prediction, truth in zip(labels, val.labels, strict=True):
-        if prediction.shape != truth.shape:
-            prediction = np.asarray(Image.fromarray(prediction).resize(truth.shape[::-1], Image.Resampling.NEAREST))
-        scores.update(np.array(prediction), np.array(truth))
+        scores.update(_at(prediction, truth.shape), np.array(truth))
     return scores
+
+
+def _at(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A copy of a label map brought to (height, width) by the nearest."""
+    if labels.shape == size:
+        return np.array(labels)
+    return np.array(Image.fromarray(np.asarray(labels)).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def _best(run: Run, row: str) -> float | None:
@@ -151,10 +156,11 @@ def _save_samples(run: Run, val: Data | None) -> None:
     fabric = make_fabric(run.params)
     samples = {"target_image": np.array(part.images[chosen])}
     size = part.images.shape[1:3]
-    if part.labels is not None and part.labels.shape[1:] == size:
-        samples["truth"] = np.array(part.labels[chosen])
+    if part.labels is not None:
+        samples["truth"] = np.stack([_at(part.labels[i], size) for i in chosen])
     if run.path("labels", part.name).is_dir():
-        samples["source-only"] = read_labels(run, part)[chosen]
+        answers = read_labels(run, part.of(chosen))
+        samples["source-only"] = np.stack([_at(labels, size) for labels in answers])
     for name in {"stage 1": 0, row_names(run)[-1]: 0}:
         model = fabric.to_device(trained_model(run, "target", *weights_of(name), "student.safetensors"))
         samples[name.replace(" ", "_")] = predict(model, fabric, samples["target_image"])

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from b2ma_core.data.datasets import Data, load
-from b2ma_core.files import PROJECT, write_bytes, write_json, write_png
+from b2ma_core.files import PROJECT, read_label_map, write_bytes, write_json, write_png
 from b2ma_core.labels import LABEL_SPACES, LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, load_weights
@@ -67,11 +66,9 @@ def read_prediction(folder: Path, name: str, size: tuple[int, int], space: Label
     """``(H, W)`` uint8 train ids of ``<folder>/<name>.png``; ValueError names what is missing or does not fit."""
     path = folder / f"{name}.png"
     try:
-        labels = np.array(Image.open(path))
+        labels = read_label_map(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no prediction for the image {name!r}") from None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from None
     if labels.shape != tuple(size):
         raise ValueError(f"{path}: the prediction is {labels.shape}, the labels are {tuple(size)} (H x W)")
     space.check(labels, str(path))
@@ -159,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _size(part: Data, i: int) -> tuple[int, int]:
-    return part.sizes[i] if part.labels is None else part.labels.shape[1:]
+    return part.sizes[i] if part.labels is None else part.labels[i].shape
 
 
 if __name__ == "__main__":

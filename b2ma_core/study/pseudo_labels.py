@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LocalModel, ask
-from b2ma_core.data.datasets import Data
+from b2ma_core.data.datasets import Data, LabelMaps, together
 from b2ma_core.files import write_bytes, write_png
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.params import Params
@@ -37,18 +37,18 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
             asked about again; answers of another size are brought to this one's by the nearest.
 
     Returns:
-        ``(N, H, W)`` uint8 train ids: the answers to the images as they are.
+        ``(N, H, W)`` uint8 train ids: the answers to the images as they are; LabelMaps where their sizes differ.
 
     Raises:
-        ValueError: if the box's answer is no map of train ids, see :func:`black_box.ask`.
+        ValueError: if the box's answer is no map of train ids, see :func:`black_box.ask`, or all answers are void.
     """
     space, count = LABEL_SPACES[run.params.label_space], queries(run.params)
-    size = answer_size(data) if isinstance(box, LocalModel) and answer_size(data) != data.images.shape[1:3] else None
     for other in asked:
         _take_over(run, data, other)
     todo = [i for i, name in enumerate(data.names) if not run.path("labels", data.name, f"{name}.png").is_file()]
-    for start in tqdm(range(0, len(todo), batch), desc=f"ask for {data.name}", unit="batch", mininterval=5):
-        indices = todo[start : start + batch]
+    for indices in tqdm(list(data.batches(batch, todo)), desc=f"ask for {data.name}", unit="batch", mininterval=5):
+        own = answer_size(data, indices[0])
+        size = own if isinstance(box, LocalModel) and own != data.images.shape[1:3] else None
         images, names = np.array(data.images[indices]), [data.names[i] for i in indices]
         answers = [ask(box, view, names, space, size) for view in views(images, count)]
         answers = np.stack([in_frame(answer, answers[0].shape[1:]) for answer in answers])
@@ -61,16 +61,21 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
         for suffix, maps in {**kept, "": answers[0]}.items():  # the plain answers last: they say that all is there
             for name, values in zip(names, maps, strict=True):
                 write_png(run.path("labels", data.name + suffix, f"{name}.png"), values)
-    return read_labels(run, data)
+    labels = read_labels(run, data)
+    if all((m == space.ignore_index).all() for m in labels):
+        raise ValueError(f"the box's answers to all {len(data)} images of {data.name} are void "
+                         f"({space.ignore_index}): there is nothing to learn from")  # fmt: skip
+    return labels
 
 
 def _take_over(run: Run, data: Data, other: Data) -> None:
     """Take over the answers to images of the same name and pixels that another part has at least as large."""
-    (height, width), there = answer_size(data), {name: i for i, name in enumerate(other.names)}
-    if height > answer_size(other)[0]:
-        return
+    there = {name: i for i, name in enumerate(other.names)}
     for i, name in enumerate(data.names):
-        if name not in there or not np.array_equal(data.images[i], other.images[there[name]]):
+        height, width = answer_size(data, i)
+        if name not in there or height > answer_size(other, there[name])[0]:
+            continue
+        if not np.array_equal(data.images[i], other.images[there[name]]):
             continue
         for suffix in ("_color", "_votes", "_confidence", ""):  # the plain answers last: they say that all is there
             answer = run.path("labels", other.name + suffix, f"{name}.png")
@@ -79,10 +84,10 @@ def _take_over(run: Run, data: Data, other: Data) -> None:
                 write_png(mine, np.asarray(Image.open(answer).resize((width, height), Image.Resampling.NEAREST)))
 
 
-def answer_size(data: Data) -> tuple[int, int]:
-    """(height, width) of a part's answers: its labels' own where it has some, so that the owner's model is scored as
-    the students are; else its images'."""
-    return (data.images if data.labels is None else data.labels).shape[1:3]
+def answer_size(data: Data, i: int) -> tuple[int, int]:
+    """(height, width) of the answer to an image: its labels' own where it has some, so that the owner's model is scored
+    as the students are; else the image's."""
+    return (data.images if data.labels is None else data.labels)[i].shape[:2]
 
 
 def rank_by_entropy(run: Run, box: LocalModel, data: Data, batch: int = 8) -> dict[str, float]:
@@ -113,16 +118,16 @@ def in_frame(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return T.resize(torch.from_numpy(labels), list(size), interpolation=T.InterpolationMode.NEAREST_EXACT).numpy()
 
 
-def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray:
-    """``(N, H, W)`` uint8 train ids that the box gave to a part: its plain answers, or what most answers say.
+def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | LabelMaps:
+    """``(N, H, W)`` uint8 train ids that the box gave to a part, LabelMaps where their sizes differ: its plain answers,
+    or what most answers say.
 
     Errors name the notebook that comes first, or the broken file.
     """
     space = LABEL_SPACES[run.params.label_space]
 
-    def check(labels: np.ndarray, path: str) -> np.ndarray:
-        sizes = [part.shape[1:3] for part in (data.images, data.labels) if part is not None]
-        if labels.shape not in sizes:
+    def check(labels: np.ndarray, path: str, i: int) -> np.ndarray:
+        if labels.shape not in (data.images.shape[1:3], answer_size(data, i)):
             raise ValueError(f"{path}: labels are {labels.shape}, the images {data.images.shape[1:3]} (H x W)")
         space.check(labels, path)
         return labels
@@ -143,17 +148,17 @@ def read_confidences(run: Run, data: Data) -> np.ndarray | None:
     """
     if not run.path("labels", f"{data.name}_confidence").is_dir():
         return None
-    return _read(run, data, f"{data.name}_confidence", lambda values, path: values)
+    return _read(run, data, f"{data.name}_confidence", lambda values, path, i: values)
 
 
-def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray:
+def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray | LabelMaps:
     maps = []
-    for name in data.names:
+    for i, name in enumerate(data.names):
         path = run.path("labels", folder, f"{name}.png")
         try:
-            maps.append(check(np.asarray(Image.open(path)), str(path)))
+            maps.append(check(np.asarray(Image.open(path)), str(path), i))
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is missing: run the notebook 02_pseudo_labels first") from None
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); remove it and run 02_pseudo_labels again") from None
-    return np.stack(maps)
+    return together(maps)

@@ -250,10 +250,10 @@ def predict(model: nn.Module, fabric: Fabric, images: np.ndarray, size: tuple[in
 
 def score(model: nn.Module, fabric: Fabric, data: Data, num_classes: int) -> ConfusionMatrix:
     """Confusion matrix of a network on labelled data, at the labels' own size; each process scores its share."""
-    scores, own = ConfusionMatrix(num_classes), np.arange(len(data))[fabric.global_rank :: fabric.world_size]
-    for i in range(0, len(own), 32):
-        labels = np.array(data.labels[own[i : i + 32]])
-        scores.update(predict(model, fabric, data.images[own[i : i + 32]], labels.shape[1:]), labels)
+    scores, own = ConfusionMatrix(num_classes), range(len(data))[fabric.global_rank :: fabric.world_size]
+    for indices in data.batches(32, own):
+        labels = np.stack([data.labels[i] for i in indices])
+        scores.update(predict(model, fabric, data.images[indices], labels.shape[1:]), labels)
     if fabric.world_size > 1:
         scores.matrix = fabric.all_reduce(scores.matrix.to(fabric.device), reduce_op="sum").cpu()
     return scores
