@@ -151,17 +151,25 @@ def train_stage1(run: Run) -> dict:
     """Cross-domain distillation: the box's labels teach the target network -> ``stage1/student.safetensors``."""
     params, data = run.params, load(run.params, "target_train")
     pseudo_labels = read_pseudo_labels(run, data)
-    if params.init == "source":
-        model = trained_model(run, "source", "source", "source.safetensors").train()
-    else:
-        model = new_model(run, "target", params.init)
-    weights = None
-    if params.stage1_class_weights == "sqrt":
-        weights = class_weights(class_frequencies(pseudo_labels, num_classes(params)))
     return _train_on_labels(
-        run, "stage1", model, data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
-        params.target_jitter, load(params, "target_val"), params.target_noise, weights, params.stage1_label_smoothing,
+        run, "stage1", stage1_start(run), data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
+        params.target_jitter, load(params, "target_val"), params.target_noise, stage1_weights(params, pseudo_labels),
+        params.stage1_label_smoothing,
     )  # fmt: skip
+
+
+def stage1_start(run: Run) -> nn.Module:
+    """The student before its first step."""
+    if run.params.init == "source":
+        return trained_model(run, "source", "source", "source.safetensors").train()
+    return new_model(run, "target", run.params.init)
+
+
+def stage1_weights(params: Params, pseudo_labels: np.ndarray) -> Tensor | None:
+    """``(C,)`` class weights of stage 1; None: all alike."""
+    if params.stage1_class_weights == "none":
+        return None
+    return class_weights(class_frequencies(pseudo_labels, num_classes(params)))
 
 
 def train_oracle(run: Run) -> dict:
