@@ -1,10 +1,12 @@
 """Changes of images that training sees: every draw comes from the generator that is passed in.
 
 The pictures are torchvision's; its random transforms draw from global state, which a run that is stopped and
-goes on could not repeat, so values are drawn here and given to the functional form.
+goes on could not repeat, so values are drawn here and given to the functional form. Drawing (:func:`draw_changes`) and
+doing (:func:`jitter_and_blur`) are apart, so that a batch is drawn for once and changed in any parts.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torchvision.transforms.v2.functional as T
@@ -62,29 +64,60 @@ def hue_rotation(turns: Tensor) -> Tensor:
     return torch.stack([same, before, after, after, same, before, before, after, same], dim=1).view(-1, 3, 3)
 
 
-def jitter_and_blur(
-    images: Tensor, strength: float, jitter_probability: float, blur_probability: float, generator: torch.Generator
-) -> Tensor:
-    """Colour jitter and Gaussian blur, drawn for each image.
+class Changes(NamedTuple):
+    """What jitter and blur have drawn for ``N`` images, each ``(N,)`` float32; see :func:`adjust_colors`.
+
+    Attributes:
+        brightness, contrast, saturation: factors; 1 changes nothing.
+        turns: of the hue, in whole circles.
+        sigmas: of the Gaussian blur, in pixels; 0: none.
+    """
+
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    turns: Tensor
+    sigmas: Tensor
+
+    def of(self, part: slice) -> "Changes":
+        """Those of some of the images."""
+        return Changes(*(values[part] for values in self))
+
+
+def draw_changes(
+    count: int, strength: float, jitter_probability: float, blur_probability: float, generator: torch.Generator
+) -> Changes:
+    """Draw colour jitter and Gaussian blur for each of ``count`` images.
 
     Args:
-        images: ``(N, 3, H, W)`` float RGB in [0, 1].
+        count: number of images.
         strength: brightness, contrast and saturation are scaled by U(1 - s, 1 + s), the hue is turned by U(-s, s) of
             half a circle (published 0.25).
         jitter_probability: of changing an image's colours (published 0.8).
         blur_probability: of blurring it with sigma ~ U(0.15, 1.15) pixels (published 0.5).
         generator: source of all randomness, on the CPU.
+    """
+    jittered = torch.rand(count, 1, generator=generator) < jitter_probability
+    draws = strength * jittered * (2 * torch.rand(count, 4, generator=generator) - 1)
+    brightness, contrast, saturation, turns = (draws + torch.tensor([1.0, 1.0, 1.0, 0.0])).unbind(1)
+    blurred = torch.rand(count, generator=generator) < blur_probability
+    sigmas = blurred * (0.15 + torch.rand(count, generator=generator))
+    return Changes(brightness, contrast, saturation, turns / 2, sigmas)
+
+
+def jitter_and_blur(images: Tensor, changes: Changes) -> Tensor:
+    """Colour jitter and Gaussian blur.
+
+    Args:
+        images: ``(N, 3, H, W)`` float RGB in [0, 1].
+        changes: of the N images, see :func:`draw_changes`.
 
     Returns:
         New images, same shape and range.
     """
-    jittered = torch.rand(len(images), 1, generator=generator) < jitter_probability
-    draws = strength * jittered * (2 * torch.rand(len(images), 4, generator=generator) - 1)
-    brightness, contrast, saturation, turns = (draws + torch.tensor([1.0, 1.0, 1.0, 0.0])).unbind(1)
-    images = adjust_colors(images, brightness, contrast, saturation, turns / 2)
-    for i in range(len(images)):
-        if coin(blur_probability, generator):
-            sigma = uniform(0.15, 1.15, generator)
+    images = adjust_colors(images, *changes[:4])
+    for i, sigma in enumerate(changes.sigmas.tolist()):
+        if sigma > 0:
             images[i] = T.gaussian_blur(images[i], [BLUR_KERNEL, BLUR_KERNEL], [sigma, sigma])
     return images
 

@@ -1,14 +1,26 @@
-"""The method: distillation across domains from the box's labels, then from itself with SpatialMix and hard patches."""
+"""The method: distillation across domains from the box's labels, then from itself with SpatialMix and hard patches.
+
+One step of each stage is one function, :func:`cross_domain_step` and :func:`self_distillation_step`. Each yields the
+losses of a batch's parts, so that a whole training step is ::
+
+    for loss in self_distillation_step(student, teacher, images, hard, recipe, generator):
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    ema_update(teacher, student, step)
+"""
 
 import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from b2ma_core.augmentations import coin, jitter_and_blur
+from b2ma_core.augmentations import Changes, coin, draw_changes, jitter_and_blur
 from b2ma_core.hard_patches import HardPatch, cell
 from b2ma_core.spatial_mix import Cuts, draw_cuts, spatial_mix
 
@@ -28,7 +40,7 @@ def pixel_cross_entropy(logits: Tensor, train_ids: Tensor, **options) -> Tensor:
 
     Logits in channels_last lie in memory as one row a pixel; taken so, a CPU needs half the time of the 4-D form.
     """
-    return F.cross_entropy(logits.permute(0, 2, 3, 1).flatten(0, 2), train_ids.flatten(), **options)
+    return F.cross_entropy(logits.float().permute(0, 2, 3, 1).flatten(0, 2), train_ids.flatten(), **options)
 
 
 def label_loss(logits: Tensor, train_ids: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
@@ -143,25 +155,50 @@ class ClassShares(nn.Module):
         self.register_buffer("running", torch.zeros_like(self.target))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    @torch.no_grad()
-    def update(self, logits: Tensor) -> None:
-        """Take in the teacher's ``(N, C, H, W)`` logits; every fourth row and column says enough.
+    def count(self, logits: Tensor) -> Tensor:
+        """``(C,)`` int64: pixels of each class by ``(N, C, H, W)`` logits; every fourth row and column says enough."""
+        return torch.bincount(logits[..., ::4, ::4].argmax(1).flatten(), minlength=len(self.target))
 
-        Several processes take the mean over all.
-        """
-        labels = logits[..., ::4, ::4].argmax(1).flatten()
-        shares = torch.bincount(labels, minlength=len(self.target)) / labels.numel()
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(shares)
-            shares /= distributed.get_world_size()
+    @torch.no_grad()
+    def update(self, counts: Tensor) -> None:
+        """Take in ``(C,)`` pixels of a whole batch, once a step."""
         keep = min(1 - 1 / (int(self.steps) + 1), self.momentum)
-        self.running.lerp_(shares, 1 - keep)
+        self.running.lerp_(counts / counts.sum(), 1 - keep)
         self.steps += 1
 
     def change(self) -> Tensor:
-        """``(C,)`` what to add to the logits."""
+        """``(C,)`` what to add to the logits; nothing before the first update."""
         pull = self.weight * (self.target.log() - self.running.clamp(min=1e-6).log())
-        return pull.clamp(-self.limit, self.limit)
+        return pull.clamp(-self.limit, self.limit) * (self.steps > 0)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the work of one batch is shared, among processes and in parts where memory is short.
+
+    Draws are for the whole batch and every mean is over the whole batch, so that sharing changes no gradient (but for
+    batch norm in training mode, whose statistics are a part's).
+
+    Attributes:
+        parts: how many parts a process computes its samples in, one after another.
+        rank, ranks: which process this is, and of how many that hold the same batch.
+        total: sums a tensor over the processes, and may do so in place.
+    """
+
+    parts: int = 1
+    rank: int = 0
+    ranks: int = 1
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    def slices(self, count: int) -> list[slice]:
+        """Of ``count`` samples those of this process, in parts that are as even as can be and never empty."""
+        start, stop = count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks
+        parts = min(self.parts, stop - start)
+        ends = [start + (stop - start) * k // parts for k in range(parts + 1)] if parts else []
+        return [slice(*pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
+
+
+ALONE = Sharing()
 
 
 def box_votes(labels: np.ndarray, confidences: np.ndarray | None, weight: float) -> tuple[Tensor, Tensor] | None:
@@ -189,6 +226,7 @@ def teach(
     shares: ClassShares | None = None,
     votes: tuple[Tensor, Tensor] | None = None,
     temperature: float = 1.0,
+    sharing: Sharing = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """The teacher's labels and confidences on clean images.
 
@@ -196,27 +234,37 @@ def teach(
         teacher: the network.
         images: ``(N, 3, H, W)`` float in [0, 1].
         kind: confidence as softmax "probability", or as the raw "logit" (the published fault).
-        shares: takes in the logits, then changes them; None: as published.
+        shares: changes the logits by what it knew before, then takes in the batch's labels without the change; None:
+            as published.
         votes: ``(N, H, W)`` int64 labels of the box and float weights w, see :func:`box_votes`.
             Of the probabilities p
             become ``(1 - w) p + w [the box's label]``, so that the teacher overrules the box where it is surer than the
             box was; it cannot drift far from what the box said. None: as published.
         temperature: the logits are divided by it first, see :mod:`calibration`; 1: as published.
+        sharing: each process answers its own images, then all get all answers.
 
     Returns:
         ``(N, H, W)`` int64 labels and ``(N, H, W)`` float32 confidences.
     """
-    logits = teacher(images) / temperature
+    size = (len(images), *images.shape[-2:])
+    pseudo_labels = torch.zeros(size, dtype=torch.uint8, device=images.device)
+    confidence = torch.zeros(size, device=images.device)
     if shares is not None:
-        shares.update(logits)
-    logits = logits.permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
-    logits = logits.float() if shares is None else logits + shares.change()  # float32 either way
-    scores = logits.softmax(-1) if kind == "probability" else logits
-    if votes is not None:
-        said, weight = (value.to(scores.device)[..., None] for value in votes)
-        scores = (scores * (1 - weight)).scatter_add_(-1, said.clamp(max=scores.shape[-1] - 1), weight)
-    confidence, pseudo_labels = scores.max(-1)
-    return pseudo_labels, confidence
+        change, counts = shares.change(), torch.zeros_like(shares.target, dtype=torch.long)
+    for part in sharing.slices(len(images)):
+        logits = teacher(images[part]).float() / temperature  # float first: bf16 knows 2 to 3 digits
+        if shares is not None:
+            counts += shares.count(logits)
+        logits = logits.permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
+        logits = logits if shares is None else logits + change
+        scores = logits.softmax(-1) if kind == "probability" else logits
+        if votes is not None:
+            said, weight = (value[part].to(scores.device)[..., None] for value in votes)
+            scores = (scores * (1 - weight)).scatter_add_(-1, said.clamp(max=scores.shape[-1] - 1), weight)
+        confidence[part], pseudo_labels[part] = scores.max(-1)
+    if shares is not None:
+        shares.update(sharing.total(counts))
+    return sharing.total(pseudo_labels).long(), sharing.total(confidence)  # zeros where another process answers
 
 
 def cut_patches(images: np.ndarray, labels: np.ndarray, patches: list[HardPatch], grid: int) -> tuple[Tensor, Tensor]:
@@ -254,16 +302,31 @@ class SelfDistillation:
     hard_patch_weight: float = 0.1
 
 
+class Mixed(NamedTuple):
+    """A mixed batch: what the student is to see, once jittered and blurred, and what it should say.
+
+    Attributes:
+        images: ``(N, 3, H, W)`` float.
+        pseudo_labels: ``(N, H, W)`` int64.
+        confidence: ``(N, H, W)`` float.
+        changes: jitter and blur of the N images, drawn and not done yet.
+        cuts: of the mix (before the mirror).
+    """
+
+    images: Tensor
+    pseudo_labels: Tensor
+    confidence: Tensor
+    changes: Changes
+    cuts: Cuts
+
+
 def mix_batch(
     images: Tensor, pseudo_labels: Tensor, confidence: Tensor, recipe: SelfDistillation, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Cuts]:
-    """SpatialMix and strong augmentation: what the student sees and what it should say.
+) -> Mixed:
+    """SpatialMix of a whole batch, and all its draws.
 
     Images, labels and confidences share one draw of cuts, and one coin that mirrors the whole batch. Only the
-    image is then jittered and blurred.
-
-    Returns:
-        ``(N, 3, H, W)`` images, ``(N, H, W)`` labels, ``(N, H, W)`` confidences, and the cuts (before the mirror).
+    image is jittered and blurred later.
     """
     cuts = draw_cuts(len(images), *images.shape[-2:], recipe.position_beta, generator)
     mixed = [images, pseudo_labels, confidence]
@@ -271,11 +334,40 @@ def mix_batch(
         mixed = [spatial_mix(tensor, cuts) for tensor in mixed]
     if coin(0.5, generator):
         mixed = [tensor.flip(-1) for tensor in mixed]
-    seen = jitter_and_blur(mixed[0], recipe.jitter, recipe.jitter_probability, recipe.blur_probability, generator)
-    return seen, mixed[1], mixed[2], cuts
+    changes = draw_changes(len(images), recipe.jitter, recipe.jitter_probability, recipe.blur_probability, generator)
+    return Mixed(*mixed, changes, cuts)
 
 
-def self_distillation_loss(
+def cross_domain_step(
+    student: nn.Module,
+    images: Tensor,
+    train_ids: Tensor,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    sharing: Sharing = ALONE,
+) -> Iterator[Tensor]:
+    """One step of stage 1, up to its losses: the student learns the box's labels.
+
+    Source model and oracle learn their labels by the same step.
+
+    Args:
+        student: trained.
+        images: ``(N, 3, H, W)`` float in [0, 1]; of several processes each hands over images of its own.
+        train_ids: ``(N, H, W)`` int64; 255 is ignored.
+        weights, smoothing: see :func:`label_loss`.
+        sharing: the parts, and how to sum over processes.
+
+    Yields:
+        A scalar for each part; their sum over parts and processes is the mean over the labelled pixels of all images.
+        Call ``backward`` on each before the next is taken: memory then holds one part.
+    """
+    count = sharing.total(pixel_weight(train_ids, weights)).clamp(min=1e-12)
+    for part in sharing.slices(len(images)):
+        loss = label_loss(student(images[part]), train_ids[part], weights, smoothing)
+        yield loss * pixel_weight(train_ids[part], weights) / count
+
+
+def self_distillation_step(
     student: nn.Module,
     teacher: nn.Module,
     images: Tensor,
@@ -285,31 +377,36 @@ def self_distillation_loss(
     shares: ClassShares | None = None,
     votes: tuple[Tensor, Tensor] | None = None,
     temperature: float = 1.0,
-) -> Tensor:
-    """One step of stage 2: the student answers mixed images as the teacher answers clean ones, plus hard patches.
+    sharing: Sharing = ALONE,
+) -> Iterator[Tensor]:
+    """One step of stage 2, up to its losses: the student says on mixed images what the teacher says on clean ones.
 
     Args:
         student: trained.
         teacher: its average.
-        images: ``(N, 3, H, W)`` float in [0, 1], target images.
+        images: ``(N, 3, H, W)`` float in [0, 1], target images: the whole batch, in every process.
         hard: ``(M, 3, h, w)`` float patches and ``(M, h, w)`` int64 pseudo labels of the box; None without patches.
         recipe: what stage 2 is told.
-        generator: source of all randomness, on the CPU.
+        generator: source of all randomness, on the CPU; the same in every process.
         shares, votes: the teacher's class shares and the box's votes, see :func:`teach`.
         temperature: of the teacher's and the student's logits.
+        sharing: which images and patches this process computes, in how many parts.
 
-    Returns:
-        Scalar loss.
+    Yields:
+        A scalar for each part of the images, then of the patches; their sum over parts and processes is the step's
+        loss. Call ``backward`` on each before the next is taken: memory then holds one part.
     """
-    pseudo_labels, confidence = teach(teacher, images, recipe.confidence, shares, votes, temperature)
-    seen, pseudo_labels, confidence, _ = mix_batch(images, pseudo_labels, confidence, recipe, generator)
-    loss = consistency_loss(
-        student(seen) / temperature,
-        pseudo_labels,
-        confidence,
-        recipe.confidence_threshold,
-        recipe.consistency_weight,
-    )
-    if hard is not None:
-        loss = loss + recipe.hard_patch_weight * label_loss(student(hard[0]) / temperature, hard[1])
-    return loss
+    pseudo_labels, confidence = teach(teacher, images, recipe.confidence, shares, votes, temperature, sharing)
+    mixed = mix_batch(images, pseudo_labels, confidence, recipe, generator)
+    for part in sharing.slices(len(images)):
+        seen = jitter_and_blur(mixed.images[part], mixed.changes.of(part))
+        logits, sure = student(seen).float() / temperature, mixed.confidence[part]
+        loss = consistency_loss(
+            logits, mixed.pseudo_labels[part], sure, recipe.confidence_threshold, recipe.consistency_weight
+        )
+        yield loss * len(seen) / len(images)
+    patches, train_ids = hard if hard is not None else ((), ())
+    for part in sharing.slices(len(patches)):
+        loss = label_loss(student(patches[part]).float() / temperature, train_ids[part])
+        share = pixel_weight(train_ids[part]) / pixel_weight(train_ids).clamp(min=1)
+        yield recipe.hard_patch_weight * loss * share

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,8 +21,9 @@ MOST_PIXELS = 2**29
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: under another name first, then renamed.
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into that appears whole: it has another name first, and is then renamed.
 
     Raises:
         OSError: naming the file and the way out; what stood there before still stands.
@@ -31,20 +32,28 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
+    except Exception as error:
         try:
             part.unlink(missing_ok=True)
         except OSError:
             pass  # the folder itself cannot be written; the first error says so
+        if not isinstance(error, OSError) or error.errno is None:
+            raise
         raise OSError(
             error.errno,
             f"{path}: cannot be written ({os.strerror(error.errno)}). Nothing that was there is lost: free some space "
             "or make the folder writable, and start again",
         ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole, see :func:`whole_file`."""
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -31,7 +31,8 @@ def class_statistics(
     Args:
         pseudo_labels: ``(H, W)`` integer maps of train ids; values from ``num_classes`` on are ignored.
         num_classes: number of classes C.
-        confidences: ``(H, W)`` float maps, 0 .. 1, one per label map, where the box gave them.
+        confidences: ``(H, W)`` maps, one per label map, where the box gave them: float 0 .. 1, or uint8 0 .. 255 that
+            stand for 0 .. 1.
 
     Returns:
         ``(C,)`` int64 counts and ``(C,)`` float64 means; a mean is NaN where a class has no pixel or no
@@ -49,7 +50,8 @@ def class_statistics(
         known = labels < num_classes
         counts += np.bincount(labels[known], minlength=num_classes)
         if confidence is not None:
-            sums += np.bincount(labels[known], np.asarray(confidence, np.float64).ravel()[known], num_classes)
+            full = 255 if np.asarray(confidence).dtype == np.uint8 else 1
+            sums += np.bincount(labels[known], np.asarray(confidence, np.float64).ravel()[known], num_classes) / full
     nothing = np.full(num_classes, np.nan)
     if confidences is None:
         return counts, nothing
@@ -69,7 +71,7 @@ def rare_classes(
     Args:
         pseudo_labels: ``(H, W)`` integer maps of train ids; ``num_classes`` and above are ignored.
         num_classes: number of classes.
-        confidences: ``(H, W)`` float maps, 0 .. 1; None where the box gave labels alone.
+        confidences: ``(H, W)`` maps, see :func:`class_statistics`; None where the box gave labels alone.
         k: how many classes each of the two rankings names.
 
     Returns:

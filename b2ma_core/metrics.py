@@ -84,14 +84,18 @@ class ConfusionMatrix:
 
 
 def reliability(
-    labels: np.ndarray, target: np.ndarray, confidences: np.ndarray, ignore_index: int = 255, bins: int = 10
+    labels: Iterable[np.ndarray],
+    target: Iterable[np.ndarray],
+    confidences: Iterable[np.ndarray],
+    ignore_index: int = 255,
+    bins: int = 10,
 ) -> list[dict]:
     """How often labels are right, by their confidence.
 
     Args:
-        labels: ``(N, H, W)`` train ids.
-        target: ``(N, H, W)`` true train ids; ``ignore_index`` is left out.
-        confidences: ``(N, H, W)`` float, 0 .. 1.
+        labels: N maps ``(H, W)`` of train ids.
+        target: as many maps of true train ids; ``ignore_index`` is left out.
+        confidences: as many maps: float 0 .. 1, or uint8 0 .. 255 that stand for 0 .. 1.
         ignore_index: true value of pixels that are left out.
         bins: number of equal parts of 0 .. 1; 1 itself is in the last.
 
@@ -106,6 +110,8 @@ def reliability(
     """
     counts, hits = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     for label, truth, confidence in zip(labels, target, confidences, strict=True):  # one image at a time: memory
+        if confidence.dtype == np.uint8:
+            confidence = confidence / np.float32(255)
         known = truth != ignore_index
         part = np.minimum((confidence * bins).astype(np.int64), bins - 1)
         counts += np.bincount(part[known], minlength=bins)

@@ -22,9 +22,15 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Size = Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=2, max_length=2)]
 
-# What method: published sets where a file sets nothing: the published recipe, and its faults one by one.
+# What method: published sets where a file sets nothing: the published recipe, and its faults one by one. The owner's
+# training is not part of it.
 PUBLISHED = {
     "box_queries": 1,
+    "target_optimizer": "adam",
+    "weight_decay": 0.0,
+    "warmup_steps": 0,
+    "random_scale": [1.0, 1.0],
+    "target_jitter": 0.0,
     "stage1_class_weights": "none",
     "stage1_label_smoothing": 0.0,
     "target_noise": 0.0,
@@ -95,14 +101,17 @@ class Params(BaseModel):
     # sgd: momentum 0.9, polynomial decay, classifier at ten times the rate, as AdaptSegNet trains (Tsai et al., 2018)
     source_optimizer: Literal["adamw", "sgd"] = "adamw"
     source_weight_decay: NotNegative = 1.0e-4  # AdaptSegNet 5e-4
+    source_warmup_steps: Annotated[int, Field(ge=0)] = 50  # of adamw
+    source_random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.25]
     source_batch_size: Count | None = None  # None: batch_size
 
-    # --- every training on labels: source, stage 1, oracle
+    # --- every training; what is called target_ and what stands beside it is of stage 1, stage 2 and the oracle
     target_network: str = "deeplab_small"
     init: str = "scratch"  # start of stage 1: scratch | imagenet | a weights file | source (the white box)
     batch_size: Count = 8  # images a step, of all processes together
     accumulate: Count = 1  # parts that a batch is computed in, one after another, where memory is short
-    weight_decay: NotNegative = 1.0e-4
+    target_optimizer: Literal["adamw", "adam"] = "adamw"  # adam: as published
+    weight_decay: NotNegative = 1.0e-4  # adam has it in the gradient
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     crop: Size | None = None  # None: the image's size
     random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.25]
@@ -183,8 +192,10 @@ class Params(BaseModel):
             raise ValueError("crop: the source's images have a size of their own (source_image_size), so none is cut")
         if self.crop and (self.crop[0] > self.image_size[0] or self.crop[1] > self.image_size[1]):
             raise ValueError(f"crop: {self.crop} is larger than image_size {self.image_size}")
-        if not 1 <= self.random_scale[0] <= self.random_scale[1]:
-            raise ValueError(f"random_scale: needs 1 <= lowest <= highest, got {self.random_scale}")
+        for name in ("random_scale", "source_random_scale"):
+            lowest, highest = getattr(self, name)
+            if not 1 <= lowest <= highest:
+                raise ValueError(f"{name}: needs 1 <= lowest <= highest, got {[lowest, highest]}")
         if min(self.image_size) // self.grid < 16:
             raise ValueError(f"grid: {self.grid} x {self.grid} cells of {self.image_size} are under 16 pixels")
         classes = LABEL_SPACES[self.label_space].num_classes
@@ -254,7 +265,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         arms = _read(path.with_name("ablation.yaml"))["arms"]
         if arm not in arms:
             raise ParamsError(f"{path.with_name('ablation.yaml')}: no arm {arm!r} (there are: {', '.join(arms)})")
-        return {**read_yaml(path.with_name(f"{base}.yaml")), **(arms[arm] or {}), "study": path.stem}
+        switches = arms[arm] or {}
+        if switches.get("method") == "published":  # all of it, also where the study's file sets something else
+            switches = {**PUBLISHED, **switches}
+        return {**read_yaml(path.with_name(f"{base}.yaml")), **switches, "study": path.stem}
     values = _read(path)
     if values.setdefault("study", path.stem) != path.stem:
         raise ParamsError(f"{path}: study is {values['study']!r}, the file is named {path.stem!r}: make them the same")

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as T
 
-from b2ma_core.augmentations import adjust_colors, jitter_and_blur, sensor_noise
+from b2ma_core.augmentations import adjust_colors, draw_changes, jitter_and_blur, sensor_noise
 
 
 @pytest.fixture
@@ -37,16 +37,19 @@ def test_greys_have_no_hue_and_no_saturation():
 
 def test_draws_are_of_each_image_and_stay_in_range():
     images = torch.rand(1, 3, 16, 24).expand(16, 3, 16, 24)
-    changed = jitter_and_blur(images, 0.25, 0.5, 0.5, torch.Generator().manual_seed(0))
+    changes = draw_changes(16, 0.25, 0.5, 0.5, torch.Generator().manual_seed(0))
+    changed = jitter_and_blur(images, changes)
     assert changed.min() >= 0 and changed.max() <= 1
     same = (changed - images).abs().amax((1, 2, 3)) < 1e-5
     assert 0 < same.sum() < 16 and len({float(c.sum()) for c in changed[~same]}) == int((~same).sum())
-    again = jitter_and_blur(images, 0.25, 0.5, 0.5, torch.Generator().manual_seed(0))
+    again = jitter_and_blur(images, draw_changes(16, 0.25, 0.5, 0.5, torch.Generator().manual_seed(0)))
     assert torch.equal(changed, again)
+    in_parts = [jitter_and_blur(images[part], changes.of(part)) for part in (slice(0, 5), slice(5, 6), slice(6, 16))]
+    torch.testing.assert_close(torch.cat(in_parts), changed)
 
 
 def test_nothing_drawn_changes_nothing(images):
-    torch.testing.assert_close(jitter_and_blur(images, 0.25, 0.0, 0.0, torch.Generator()), images)
+    torch.testing.assert_close(jitter_and_blur(images, draw_changes(5, 0.25, 0.0, 0.0, torch.Generator())), images)
 
 
 def test_noise_has_a_strength_of_its_own_for_each_image():

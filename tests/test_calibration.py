@@ -6,7 +6,7 @@ import torch
 
 from b2ma_core.calibration import agreement_temperature, mean_confidence
 from b2ma_core.data.datasets import Data
-from b2ma_core.distillation import SelfDistillation, self_distillation_loss, teach
+from b2ma_core.distillation import SelfDistillation, self_distillation_step, teach
 from b2ma_core.params import check_params
 from b2ma_core.study.stages import start_temperature
 from b2ma_core.study.training import make_fabric
@@ -45,8 +45,8 @@ def test_teacher_and_student_are_divided_by_it():
     network = torch.nn.Conv2d(3, 5, 1)
 
     def loss(net, temperature):
-        return self_distillation_loss(net, net, images, hard, recipe, torch.Generator().manual_seed(1), None, None,
-                                      temperature)  # fmt: skip
+        generator = torch.Generator().manual_seed(1)
+        return sum(self_distillation_step(net, net, images, hard, recipe, generator, temperature=temperature))
 
     torch.testing.assert_close(loss(network, 0.25), loss(lambda x: network(x) * 4, 1.0))
     assert not torch.isclose(loss(network, 0.25), loss(network, 1.0))

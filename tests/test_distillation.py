@@ -7,16 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from b2ma_core.augmentations import jitter_and_blur
 from b2ma_core.distillation import (
     ClassShares,
     SelfDistillation,
+    Sharing,
     box_votes,
     class_weights,
     consistency_loss,
+    cross_domain_step,
     ema_update,
     label_loss,
     make_teacher,
     mix_batch,
+    self_distillation_step,
     teach,
 )
 from b2ma_core.models import build_model, freeze_batch_norm
@@ -29,7 +33,7 @@ PARAMS = check_params(
 
 
 def net():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
 
 
 @pytest.mark.parametrize("step", [0, 1, 5, 98, 99, 500])
@@ -85,7 +89,7 @@ def answers(share: float) -> torch.Tensor:
 def shares_after(share: float, target: float, **options) -> ClassShares:
     """The teacher says the first of two classes in one share of the pixels, the pseudo labels in another."""
     shares = ClassShares(np.array([target, 1 - target]), **{"weight": 1.0, "exponent": 1.0, "limit": 9.0, **options})
-    shares.update(answers(share))
+    shares.update(shares.count(answers(share)))
     return shares
 
 
@@ -98,13 +102,31 @@ def test_the_teachers_class_shares_are_drawn_to_those_of_the_pseudo_labels():
     assert (half[0] / half[1]).item() == pytest.approx(2.0, abs=1e-3)  # sqrt(0.8 / 0.2)
 
 
-def test_the_teachers_logits_are_counted_first_and_changed_then():
-    shares, logits = shares_after(0.9, 0.6), answers(0.9)
-    labels, confidence = teach(lambda images: logits.bfloat16(), None, "probability", shares)
-    expected = (logits + shares.change().view(1, 2, 1, 1)).softmax(1).max(1)
+def test_the_teachers_logits_are_changed_by_the_steps_before_and_counted_unchanged():
+    shares, logits, images = shares_after(0.5, 0.1), answers(0.9), torch.zeros(1, 3, 40, 40)
+    before = shares.change()
+    labels, confidence = teach(lambda images: logits.bfloat16(), images, "probability", shares)
+    expected = (logits + before.view(1, 2, 1, 1)).softmax(1).max(1)
     assert confidence.dtype == torch.float32 and torch.equal(labels, expected.indices)
     torch.testing.assert_close(confidence, expected.values)
-    assert int(shares.steps) == 2 and shares.running.tolist() == pytest.approx([0.9, 0.1])
+    assert int(shares.steps) == 2 and shares.running.tolist() == pytest.approx([0.7, 0.3])  # mean of 0.5 and 0.9
+    first = ClassShares(np.array([0.6, 0.4]), 1.0, 1.0, 9.0)
+    assert first.change().tolist() == [0, 0]  # nothing is known at the first step
+
+
+def test_logits_of_half_precision_are_made_float_before_anything_else():
+    logits = (torch.randn(2, 5, 40, 40, generator=torch.Generator().manual_seed(0)) * 4).bfloat16()
+    votes = torch.zeros(2, 40, 40, dtype=torch.long), torch.full((2, 40, 40), 0.3)
+    shares = ClassShares(np.full(5, 0.2), 1.0, 1.0, 9.0)
+    labels, confidence = teach(lambda images: logits, torch.zeros(2, 3, 40, 40), "probability", shares, votes, 1.7)
+    scores = (logits.double() / 1.7).softmax(1) * 0.7
+    scores[:, 0] += 0.3
+    assert torch.equal(labels, scores.argmax(1))
+    torch.testing.assert_close(confidence.double(), scores.amax(1), atol=1e-6, rtol=0)
+    counts = torch.bincount(logits.double()[..., ::4, ::4].argmax(1).flatten(), minlength=5)
+    torch.testing.assert_close(shares.running, counts / counts.sum())
+    target = torch.randint(0, 5, (2, 40, 40), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(label_loss(logits, target), F.cross_entropy(logits.float(), target))
 
 
 def test_the_pull_weakens_as_the_shares_come_near():
@@ -115,7 +137,7 @@ def test_the_pull_weakens_as_the_shares_come_near():
 
 def test_the_running_shares_are_a_mean_that_forgets():
     shares = shares_after(0.9, 0.5)
-    shares.update(answers(0.5))
+    shares.update(shares.count(answers(0.5)))
     assert shares.running.tolist() == pytest.approx([0.7, 0.3])  # of two steps
     assert set(shares.state_dict()) == {"target", "running", "steps"}  # all that a checkpoint has to keep
 
@@ -148,7 +170,7 @@ def test_reducing_first_and_mixing_then_is_mixing_the_logits():
     logits = torch.randn(4, 19, 64, 128)
     confidence, labels = logits.softmax(1).max(1)
     images = torch.rand(4, 3, 64, 128)
-    _, mixed_labels, mixed_confidence, cuts = mix_batch(
+    _, mixed_labels, mixed_confidence, _, cuts = mix_batch(
         images, labels, confidence, SelfDistillation(), torch.Generator().manual_seed(0)
     )
     from b2ma_core.spatial_mix import spatial_mix
@@ -164,8 +186,10 @@ def test_image_labels_and_confidence_share_the_draw():
     code = torch.arange(4.0).view(4, 1, 1).expand(4, 64, 128)
     for seed in range(6):
         images = code[:, None].expand(4, 3, 64, 128) / 4
-        seen, labels, confidence, _ = mix_batch(images, code.long(), code, still, torch.Generator().manual_seed(seed))
-        assert torch.equal(labels.float(), confidence) and torch.equal(seen[:, 0] * 4, confidence)
+        mixed = mix_batch(images, code.long(), code, still, torch.Generator().manual_seed(seed))
+        assert torch.equal(mixed.pseudo_labels.float(), mixed.confidence)
+        assert torch.equal(mixed.images[:, 0] * 4, mixed.confidence)
+        assert len(set(mixed.pseudo_labels[0].unique().tolist())) > 1  # it is a mix
 
 
 def test_frozen_statistics_stay_while_the_rest_trains():
@@ -183,8 +207,91 @@ def test_the_box_is_overruled_only_where_the_teacher_is_surer():
     p = torch.tensor([0.9, 0.6, 0.9])
     logits = torch.stack([p, 1 - p]).log().view(1, 2, 1, 3)
     said, shares = np.array([[[1, 1, 255]]], np.uint8), np.array([[[255, 255, 178]]], np.uint8)
-    labels, confidence = teach(lambda _: logits, None, votes=box_votes(said, shares, 0.3))
+    images = torch.zeros(1, 3, 1, 3)
+    labels, confidence = teach(lambda _: logits, images, votes=box_votes(said, shares, 0.3))
     assert labels.tolist() == [[[0, 1, 0]]]
     torch.testing.assert_close(confidence, torch.tensor([[[0.63, 0.58, 0.9]]]))  # 0.7 p, 0.7 (1 - p) + 0.3, p
     assert box_votes(said, shares, 0.0) is None
     assert box_votes(said, None, 0.5)[1].tolist() == [[[0.5, 0.5, 0.0]]]
+
+
+@pytest.mark.parametrize("count, parts, ranks", [(4, 1, 1), (4, 4, 1), (5, 2, 2), (3, 4, 2), (7, 3, 1), (1, 2, 2)])
+def test_a_batch_is_shared_out_whole_and_evenly(count, parts, ranks):
+    slices = [[list(range(count))[part] for part in Sharing(parts, rank, ranks).slices(count)] for rank in range(ranks)]
+    assert sum((part for own in slices for part in own), []) == list(range(count))
+    for own in slices:
+        sizes = [len(part) for part in own]
+        assert len(sizes) <= parts and min(sizes, default=1) >= 1 and max(sizes, default=1) - min(sizes, default=1) <= 1
+
+
+def problem():
+    """A step of stage 2 with all its parts: networks, four images, five patches (two half ignored), votes, shares."""
+    torch.manual_seed(0)
+    student, teacher = (build_model("deeplab_small", 5) for _ in range(2))
+    freeze_batch_norm(student)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(4, 3, 32, 64, generator=generator)
+    hard = torch.rand(5, 3, 16, 16, generator=generator), torch.randint(0, 5, (5, 16, 16), generator=generator)
+    hard[1][:2, 8:] = 255
+    votes = torch.randint(0, 5, (4, 32, 64), generator=generator), torch.rand(4, 32, 64, generator=generator)
+    shares = ClassShares(np.array([0.5, 0.2, 0.1, 0.1, 0.1]), 1.0, 0.8, 1.0)
+    return student, make_teacher(teacher), images, hard, votes, shares
+
+
+def gradients(student, losses) -> tuple[torch.Tensor, float]:
+    total = 0.0
+    for loss in losses:
+        loss.backward()
+        total += loss.item()
+    return torch.cat([p.grad.flatten() for p in student.parameters()]), total
+
+
+RECIPE = SelfDistillation(confidence_threshold=0.4, hard_patch_weight=0.5)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 9])
+def test_a_step_in_parts_has_the_gradients_of_the_batch_by_a_plain_loop(parts):
+    student, teacher, images, hard, votes, shares = problem()
+    sharing = Sharing(parts)
+    for seed in range(2):  # at the second step the shares change the teacher's logits
+        change = shares.change().clone()
+        student.zero_grad()
+        args = student, teacher, images, hard, RECIPE, torch.Generator().manual_seed(seed), shares, votes, 1.3, sharing
+        ours, loss = gradients(student, self_distillation_step(*args))
+
+        # The same by the images' whole logits: mixed first and reduced then, means taken at the end.
+        generator, logits = torch.Generator().manual_seed(seed), (teacher(images) / 1.3).permute(0, 2, 3, 1) + change
+        scores = (1 - votes[1][..., None]) * logits.softmax(-1) + votes[1][..., None] * F.one_hot(votes[0], 5)
+        mixed = mix_batch(images, scores.argmax(-1), scores.amax(-1), RECIPE, generator)
+        seen = torch.cat(
+            [jitter_and_blur(mixed.images[i : i + 1], mixed.changes.of(slice(i, i + 1))) for i in range(4)]
+        )
+        entropy = F.cross_entropy(student(seen) / 1.3, mixed.pseudo_labels, reduction="none")
+        sure = (mixed.confidence >= 0.4).float().mean((1, 2))
+        expected = (entropy.mean((1, 2)) * sure).mean()
+        expected = expected + 0.5 * F.cross_entropy(student(hard[0]) / 1.3, hard[1], ignore_index=255)
+        student.zero_grad()
+        theirs, _ = gradients(student, [expected])
+        assert loss == pytest.approx(expected.item(), rel=1e-5) and (ours - theirs).norm() < 1e-5 * theirs.norm()
+        assert len(set(mixed.cuts.donors[0].tolist())) > 1  # an image of a part of one is mixed with others
+    assert int(shares.steps) == 2
+
+
+@pytest.mark.parametrize("parts", [1, 3, 4])
+def test_stage_1_in_parts_has_the_gradients_of_the_batch(parts):
+    student, _, images, _, _, _ = problem()
+    labels = torch.randint(0, 5, (4, 32, 64), generator=torch.Generator().manual_seed(2))
+    labels[0], labels[1, 5:] = 255, 255
+    weights = torch.tensor([0.5, 1.0, 2.0, 1.0, 3.0])
+    ours, loss = gradients(student, cross_domain_step(student, images, labels, weights, 0.1, Sharing(parts)))
+    student.zero_grad()
+    expected = F.cross_entropy(student(images), labels, weights, ignore_index=255, label_smoothing=0.1)
+    theirs, _ = gradients(student, [expected])
+    assert loss == pytest.approx(expected.item(), rel=1e-5) and (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_a_batch_without_any_label_teaches_nothing():
+    student, _, images, _, _, _ = problem()
+    nothing = torch.full((4, 32, 64), 255)
+    ours, loss = gradients(student, cross_domain_step(student, images, nothing, torch.ones(5), 0.1, Sharing(2)))
+    assert loss == 0 and not ours.any()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from b2ma_core.hard_patches import cell, draw_patches, holders, mine, rare_classes
+from b2ma_core.hard_patches import cell, class_statistics, draw_patches, holders, mine, rare_classes
 
 
 def test_mining_a_hand_worked_map():
@@ -31,6 +31,9 @@ def test_rare_classes_by_pixels_and_by_confidence():
     assert rare_classes([labels], 5, k=2) == [2, 3]
     confidence = np.where(labels == 1, 0.3, 0.9)
     assert rare_classes([labels], 5, [confidence], k=1) == [1, 3]
+    as_bytes = np.random.default_rng(0).integers(0, 256, (10, 10), dtype=np.uint8)
+    for classes in class_statistics([labels], 4, [as_bytes]), class_statistics([labels], 4, [as_bytes / 255]):
+        assert classes[1] == pytest.approx([as_bytes[labels == c].mean() / 255 for c in range(4)])
 
 
 def test_a_class_without_pixels_is_not_rare_but_absent():

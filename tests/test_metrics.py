@@ -86,3 +86,5 @@ def test_reliability_against_a_plain_loop():
     assert [e["confidence"] for e in found] == [0.0, 0.3, 0.5, 0.9]
     assert [e["right"] for e in found] == [np.mean(entries[part]) for part in sorted(entries)]
     assert sum(e["pixels"] for e in found) == pytest.approx(1)
+    as_bytes = (confidences * 255).round().astype(np.uint8)
+    assert reliability(iter(labels), iter(target), iter(as_bytes)) == found

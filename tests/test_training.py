@@ -1,9 +1,14 @@
+import pickle
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import same_tree
 
 from b2ma_core.data import datasets
+from b2ma_core.models import build_model, save_weights
+from b2ma_core.params import check_params
 from b2ma_core.study import stages, training
 from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import Run
@@ -97,6 +102,78 @@ def test_image_and_labels_are_cut_and_mirrored_alike(smoke_params):
         assert a.shape == (4, 3, 32, 48) and torch.equal(a[:, 0], b)
 
 
+def test_loader_processes_get_the_names_of_mapped_files_and_not_their_content(smoke_params, tmp_path):
+    arrays = {name: np.random.default_rng(0).integers(0, 19, (20, 64, 128, *more), dtype=np.uint8)
+              for name, more in (("images", (3,)), ("labels", ()))}  # fmt: skip
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in arrays]
+    batches = training.Batches(*mapped, smoke_params, 0, "s", True)
+    pickled = pickle.dumps(batches)
+    assert len(pickled) < 10_000
+    plain = training.Batches(*arrays.values(), smoke_params, 0, "s", True)
+    for ours, theirs in zip(pickle.loads(pickled)[3], plain[3], strict=True):
+        assert torch.equal(ours, theirs)
+    for part in (mapped[0][3:], mapped[0][::-1], mapped[0][[5, 1]]):  # not the file as it is
+        again = pickle.loads(pickle.dumps(training.Batches(part, None, smoke_params, 0, "s", False)))
+        assert np.array_equal(again.images, part)
+
+
+def test_there_are_no_more_loaders_than_shared_memory_has_room_for(prepared, monkeypatch, capsys):
+    images = np.zeros((9, 64, 128, 3), np.uint8)
+    params = prepared("x").params.model_copy(update={"workers": 8})
+    batches = training.Batches(images, None, params, 0, "s", False)
+    assert batches.workers() == 8
+    usage = shutil.disk_usage("/")
+    room = 3 * 4 * 64 * 128 * 4  # three batches of four images, four bytes a pixel
+    for free, processes, expected in ((64 * room, 1, 8), (64 * room, 16, 4), (2 * room + 1, 1, 2), (room - 1, 1, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        assert batches.workers(processes) == expected
+    plain = stages.train_source(prepared("plain", source_steps=4))
+    assert stages.train_source(prepared("short", source_steps=4, workers=2)) == plain
+    assert "workers: 2 loader processes need more shared memory" in capsys.readouterr().out
+
+
+def test_weights_are_used_as_they_are_without_source_data(prepared, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        owner = build_model("deeplab_small", 19)
+    save_weights(owner.state_dict(), tmp_path / "owner.safetensors")
+    changes = {"source_dataset": "none", "source_steps": 0, "source_start": str(tmp_path / "owner.safetensors")}
+    run = prepared("run", **changes)
+    check_params(run.params.model_dump(), "the values that the message recommends")
+    stages.preflight(run)
+    assert stages.train(run, "source")["loss"] == []
+    kept = stages.trained_model(run, "source", "source", "source.safetensors").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in owner.state_dict().items())
+    run.record("01_source_model", {})
+    assert stages.open_box(run).predict(np.zeros((1, 64, 128, 3), np.uint8)).shape == (1, 64, 128)
+
+
+def test_the_published_recipe_trains_the_target_by_adam_without_warm_up_or_changes(smoke_params):
+    values = {k: v for k, v in smoke_params.model_dump(exclude_unset=True).items() if k != "warmup_steps"}
+    params = check_params({**values, "method": "published"}, "x")
+    _, optimizer = stages._set_up(
+        params, training.make_fabric(params), build_model("deeplab_small", 19), params.target_optimizer,
+        params.weight_decay,
+    )  # fmt: skip
+    assert type(optimizer.optimizer) is torch.optim.Adam and optimizer.param_groups[0]["weight_decay"] == 0
+    assert (params.warmup_steps, params.random_scale, params.target_jitter, params.target_noise) == (0, [1, 1], 0, 0)
+    assert training.learning_rate(0, 100, 1.0, params.warmup_steps) == 1.0
+    owner = smoke_params  # the same: source-only is what both are compared with
+    assert all(getattr(params, n) == getattr(owner, n) for n in type(params).model_fields if n.startswith("source_"))
+
+
+def test_bf16_is_chosen_where_the_device_has_units_for_it_and_not_where_it_is_emulated(smoke_params, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    chosen = []
+    monkeypatch.setattr(training, "Fabric", lambda **options: chosen.append(options["precision"]))
+    training.make_fabric(smoke_params.model_copy(update={"accelerator": "cuda", "precision": "auto"}))
+    assert chosen == ["32-true"]
+
+
 def test_the_rate_rises_and_falls_to_zero():
     rates = [training.learning_rate(step, 100, 1.0, 10) for step in range(101)]
     assert rates[0] == 0.1 and max(rates) == rates[9] == rates[10] == 1.0 and rates[100] == pytest.approx(0)
@@ -141,7 +218,22 @@ def test_weights_that_do_not_fit_show_before_any_training(prepared, tmp_path):
 def test_a_network_with_statistics_over_a_batch_of_one_shows_before_any_training(prepared):
     with pytest.raises(ValueError, match="target_network: deeplabv3_resnet50 .* raise batch_size"):
         stages.preflight(prepared("a", target_network="deeplabv3_resnet50", batch_size=4, accumulate=4))
+    with pytest.raises(ValueError, match="leaves one alone somewhere"):  # two and one
+        stages.preflight(prepared("c", target_network="deeplabv3_resnet50", batch_size=3, accumulate=2))
+    with pytest.raises(ValueError, match="raise hard_patch_batch"):
+        stages.preflight(prepared("d", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2,
+                                  hard_patch_batch=3, student_batch_norm="batch"))  # fmt: skip
     stages.preflight(prepared("b", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2))
+
+
+def test_a_batch_smaller_than_the_number_of_processes_shows_before_any_training(prepared):
+    with pytest.raises(ValueError, match="source_batch_size: 1 images a step cannot be shared by 2 processes"):
+        stages.preflight(prepared("a", accelerator="cpu", devices=2, source_batch_size=1))
+    with pytest.raises(
+        ValueError, match="^batch_size: 4 images .* raise batch_size to 5 at least, or lower devices to 4"
+    ):
+        stages.preflight(prepared("b", accelerator="cpu", devices=5, source_batch_size=8))
+    stages.preflight(prepared("c", accelerator="cpu", devices=2, source_batch_size=1, source_steps=0))  # never read
 
 
 def test_fewer_gpus_than_asked_for_show_before_any_training(prepared, monkeypatch):
@@ -189,7 +281,7 @@ def test_sgd_gives_the_classifier_ten_times_the_rate_and_decays_as_a_polynomial(
     from b2ma_core.study.training import make_fabric, polynomial
 
     model = build_model("deeplab_small", 19)
-    _, optimizer = _set_up(smoke_params, make_fabric(smoke_params), model, 5e-4, True)
+    _, optimizer = _set_up(smoke_params, make_fabric(smoke_params), model, "sgd", 5e-4)
     body, classifier = optimizer.param_groups
     assert (body["factor"], classifier["factor"], body["momentum"], body["weight_decay"]) == (1, 10, 0.9, 5e-4)
     assert {id(p) for p in classifier["params"]} == {id(p) for p in model.head.parameters()}

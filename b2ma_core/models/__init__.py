@@ -7,6 +7,7 @@ Every network takes ``(N, 3, H, W)`` float32 RGB in [0, 1], normalises by itself
 from pathlib import Path
 
 import torch
+import torchvision.models as tv
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -23,6 +24,15 @@ MODELS = (
     "deeplabv2_resnet101_full",
 )
 
+_IMAGENET = {"deeplab_mobilenet_v2": tv.MobileNet_V2_Weights.IMAGENET1K_V1,
+             "deeplabv3_resnet50": tv.ResNet50_Weights.IMAGENET1K_V2,
+             "deeplabv2_resnet101": tv.ResNet101_Weights.IMAGENET1K_V1,
+             "deeplabv2_resnet101_full": tv.ResNet101_Weights.IMAGENET1K_V1}  # fmt: skip
+# What public checkpoints keep their weights under, the first that is there counts.
+_KEPT_UNDER = ("state_dict", "model_state_dict", "model", "net")
+_AVERAGES = ("student", "teacher", "ema", "ema_model", "model_ema")  # several networks in one file
+_PREFIXES = ("module", "Scale", "net", "model", *_AVERAGES)
+
 
 def build_model(name: str, num_classes: int, weights: str | Path | None = None) -> nn.Module:
     """Build a network.
@@ -38,7 +48,8 @@ def build_model(name: str, num_classes: int, weights: str | Path | None = None) 
 
     Raises:
         ValueError: for an unknown name, or ImageNet weights where there are none.
-        OSError: if the ImageNet weights are neither in torchvision's cache nor can be downloaded.
+        OSError: if the ImageNet weights are neither in torchvision's cache nor can be downloaded, or the file there is
+            broken.
     """
     if name not in MODELS:
         raise ValueError(f"unknown network {name!r}, allowed are {', '.join(MODELS)}")
@@ -56,10 +67,19 @@ def build_model(name: str, num_classes: int, weights: str | Path | None = None) 
             model = DeepLabV2(num_classes, branches=2 if name == "deeplabv2_resnet101" else 4)
             if imagenet:
                 model.load_state_dict(from_torchvision(resnet101_state()), strict=False)
-    except OSError as error:
+    except Exception as error:  # a broken file has as many errors as it has readers
+        if not imagenet:
+            raise
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(_IMAGENET[name].url).name
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if file.is_file():
+            raise OSError(
+                f"{file}: broken, it cannot be read as the ImageNet weights for {name} ({reason[:200]}). Remove the "
+                "file; the next start fetches it again"
+            ) from error
         raise OSError(
-            f"ImageNet weights for {name}: not in {Path(torch.hub.get_dir()) / 'checkpoints'} and the download "
-            f"failed ({error}). Set TORCH_HOME to a folder that has them, or connect once to the internet"
+            f"ImageNet weights for {name}: {file.name} is not in {file.parent} and the download failed ({reason}). Set "
+            "TORCH_HOME to a folder that has it, or connect once to the internet"
         ) from error
     if weights is not None and not imagenet:
         load_weights(model, weights)
@@ -69,8 +89,10 @@ def build_model(name: str, num_classes: int, weights: str | Path | None = None) 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load weights into a network, in place; code in the file is never run.
 
-    Reads safetensors and torch files, plain or inside ``{"state_dict": ...}``, with the prefixes ``module.``,
-    ``Scale.``, ``net.`` and ``model.`` of public checkpoints. Of a multi-level DeepLabV2 (layer5 on layer3,
+    Reads safetensors and torch files, plain or inside ``{"state_dict": ...}`` (or ``model_state_dict`` and the like),
+    with the prefixes of public checkpoints: ``module.``, ``Scale.``, ``net.``, ``model.``, ``student.``, ``teacher.``,
+    ``ema.``, torch.compile's ``_orig_mod.``. A file with both student and teacher is refused: which one is meant is
+    not in it. Of a multi-level DeepLabV2 (layer5 on layer3,
     layer6 on layer4) layer6 becomes the classifier.
 
     Args:
@@ -80,12 +102,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file and why it does not fit: truncated, pickled code, missing, left-over or
-            misshapen weights.
+            misshapen weights, several networks, or a value that is not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
-    state = _match_names(read_tensors(path), model)
+    state = _match_names(read_tensors(path), model, path)
     expected = model.state_dict()
     # A counter of batches that old checkpoints lack; nothing here reads it.
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
@@ -102,6 +124,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{path}: these weights do not fit {type(model).__name__}: {'; '.join(parts)}. "
             "Choose the network that they were trained for"
         )
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"{path}: {name} holds {int((~value.isfinite()).sum())} values that are not finite (NaN or infinite): "
+                "the training behind it has diverged. Lower its learning rate, or take an earlier checkpoint"
+            )
     model.load_state_dict({**expected, **state})
 
 
@@ -117,21 +145,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as weights: truncated, not a checkpoint, or holding pickled code, which is never "
             f"run here ({reason[:200]}). Fetch the file again, or save the plain state_dict as safetensors"
         ) from error
-    while isinstance(state, dict) and isinstance(state.get("state_dict", state.get("model")), dict):
-        state = state.get("state_dict", state.get("model"))
+    while isinstance(state, dict):
+        inside = [k for k in (*_KEPT_UNDER, *_AVERAGES) if isinstance(state.get(k), dict)]
+        if not inside:
+            break
+        if len(inside) > 1 and inside[0] in _AVERAGES:
+            raise _several(path, inside)
+        state = state[inside[0]]
     if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path}: holds no state_dict. Save the network's state_dict() and nothing else")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _match_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _several(path: Path, which: list[str]) -> ValueError:
+    return ValueError(f"{path}: holds several networks ({', '.join(which)}). Save the state_dict of the one that is "
+                      "meant as a file of its own")  # fmt: skip
+
+
+def _match_names(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
     own = {name.split(".")[0] for name in model.state_dict()}
-    renamed = {}
+    renamed, dropped = {}, {}
     for name, value in state.items():
-        parts = name.split(".")
-        while len(parts) > 1 and parts[0] in ("module", "Scale", "net", "model") and parts[0] not in own:
+        parts = [part for part in name.split(".") if part != "_orig_mod"]
+        while len(parts) > 1 and parts[0] in _PREFIXES and parts[0] not in own:
             parts = parts[1:]
-        renamed[".".join(parts)] = value
+        short = ".".join(parts)
+        if short in renamed:
+            raise _several(path, [dropped[short], name.removesuffix(short)])
+        renamed[short], dropped[short] = value, name.removesuffix(short)
+    renamed.pop("n_averaged", None)  # a counter of torch's AveragedModel
     if isinstance(model, DeepLabV2):
         first = renamed.get("layer5.conv2d_list.0.weight")
         multi_level = first is not None and first.shape[1] != 2048

@@ -1,11 +1,15 @@
 """What the notebooks draw. Every function returns a matplotlib figure; class colours are Cityscapes' own."""
 
-from collections.abc import Mapping, Sequence
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from IPython.display import Code
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -41,6 +45,15 @@ def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], wi
         axis.set_title(title)
     figure.subplots_adjust(0, 0, 1, 0.92, 0.02, 0.03)
     return figure
+
+
+def code(function: Callable) -> Code:
+    """A function of the core as it stands there, without its docstring."""
+    lines = textwrap.dedent(inspect.getsource(function)).splitlines()
+    first = ast.parse("\n".join(lines)).body[0].body[0]
+    if inspect.getdoc(function):
+        del lines[first.lineno - 1 : first.end_lineno]
+    return Code("\n".join(lines), language="python")
 
 
 def class_legend(space: LabelSpace, classes: Sequence[int] | None = None) -> Figure:

@@ -10,24 +10,25 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from b2ma_core.files import PROJECT
-from b2ma_core.params import base_study, read_yaml
+from b2ma_core.params import base_study, load_params
 from b2ma_core.study.records import STAGES, Run
 
 # The first stage that reads a parameter, by how the name begins. What is not here belongs to the data.
 _READ_BY = {
     STAGES[1]: ("source_network", "source_start", "source_steps", "source_learning", "source_jitter",
-                "source_optimizer", "source_weight", "source_batch", "batch_size", "accumulate", "compile",
-                "weight_decay", "warmup_steps", "crop", "random_scale"),
-    STAGES[2]: ("box_", "vote_", "method"),
-    STAGES[3]: ("stage1_", "init", "target_network", "target_jitter", "target_noise"),
+                "source_optimizer", "source_weight", "source_batch", "source_warmup", "source_random", "batch_size",
+                "accumulate", "compile", "crop"),
+    STAGES[2]: ("box_", "vote_"),
+    STAGES[3]: ("stage1_", "init", "target_network", "target_jitter", "target_noise", "target_optimizer",
+                "weight_decay", "warmup_steps", "random_scale"),
     STAGES[4]: ("grid", "rare_"),
     STAGES[5]: ("stage2_", "rounds", "share_", "position_beta", "mix_", "ema_", "confidence",
                 "consistency_", "teacher_", "student_", "hard_patch_"),
-    STAGES[6]: ("oracle_", "evaluate_"),
+    STAGES[6]: ("oracle_", "evaluate_", "method"),  # a method is read as the parameters that it sets
 }  # fmt: skip
-_ORACLE_READS = ("target_network", "target_jitter", "target_noise", "oracle_steps", "stage1_learning_rate", "init",
-                 "batch_size", "accumulate", "compile", "weight_decay", "warmup_steps", "crop",
-                 "random_scale")  # fmt: skip
+_ORACLE_READS = ("target_network", "target_jitter", "target_noise", "target_optimizer", "oracle_steps",
+                 "stage1_learning_rate", "init", "batch_size", "accumulate", "compile", "weight_decay", "warmup_steps",
+                 "crop", "random_scale")  # fmt: skip
 _MADE_BY = {STAGES[1]: "source", STAGES[2]: "labels", STAGES[3]: "stage1", STAGES[4]: "patches", STAGES[5]: "stage2"}
 
 
@@ -47,9 +48,9 @@ def first_stage(names: Iterable[str]) -> str:
 
 
 def switched(study: str, params: Path = PROJECT / "params") -> dict:
-    """What an arm switches: name -> value; nothing for a plain study."""
-    base, values = read_yaml(params / f"{base_study(study)}.yaml"), read_yaml(params / f"{study}.yaml")
-    return {k: v for k, v in values.items() if k != "study" and (k not in base or base[k] != v)}
+    """What an arm switches, once defaults and methods are applied: name -> value; nothing for a plain study."""
+    base, values = (load_params(params / f"{name}.yaml").model_dump() for name in (base_study(study), study))
+    return {k: v for k, v in values.items() if k != "study" and base[k] != v}
 
 
 def branch(run: Run) -> None:

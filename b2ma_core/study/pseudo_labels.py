@@ -1,6 +1,9 @@
 """All that crosses the wall: label PNGs, one per target image, in ``labels/<part>/`` of a run."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +13,7 @@ from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LocalModel, ask
 from b2ma_core.data.datasets import Data, LabelMaps, together
-from b2ma_core.files import write_bytes, write_png
+from b2ma_core.files import whole_file, write_bytes, write_png
 from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.params import Params
 from b2ma_core.queries import views, vote
@@ -143,8 +146,7 @@ def read_pseudo_labels(run: Run, data: Data) -> np.ndarray:
 def read_confidences(run: Run, data: Data) -> np.ndarray | None:
     """``(N, H, W)`` uint8 confidences, 0 .. 255: the votes' shares or the owner's; None after a single query.
 
-    Bytes as they are in the files: as floats, those of Cityscapes' training images would take four times the memory
-    in each process.
+    Bytes as they are in the files: as floats, those of Cityscapes' training images would take four times the room.
     """
     if not run.path("labels", f"{data.name}_confidence").is_dir():
         return None
@@ -152,13 +154,43 @@ def read_confidences(run: Run, data: Data) -> np.ndarray | None:
 
 
 def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray | LabelMaps:
-    maps = []
-    for i, name in enumerate(data.names):
-        path = run.path("labels", folder, f"{name}.png")
+    """The maps, memory-mapped: those of Cityscapes' training images are 1.5 GB, which no process has to hold.
+
+    They are decoded into ``cache/`` of the run, and anew when a PNG has changed. Maps of several sizes are scored and
+    never trained on; they are read into memory.
+    """
+    files = [run.path("labels", folder, f"{name}.png") for name in data.names]
+    if len({_size(file) for file in files}) > 1:
+        return together(list(_decoded(files, check)))
+    stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else None for f in files]
+    kept = run.path("cache", f"{folder}-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]}.npy")
+    if not kept.is_file():
+        maps = _decoded(files, check)
+        first = next(maps)
+        with whole_file(kept) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *first.shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for values in chain([first], maps):
+                file.write(values.tobytes())
+        for old in set(kept.parent.glob(f"{folder}-*.npy")) - {kept}:
+            old.unlink(missing_ok=True)  # whoever has it open keeps it
+    return np.load(kept, mmap_mode="r")
+
+
+def _decoded(files: Sequence[Path], check: Callable) -> Iterator[np.ndarray]:
+    for i, path in enumerate(files):
         try:
-            maps.append(check(np.asarray(Image.open(path)), str(path), i))
+            yield check(np.asarray(Image.open(path)), str(path), i)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is missing: run the notebook 02_pseudo_labels first") from None
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); remove it and run 02_pseudo_labels again") from None
-    return together(maps)
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """(width, height) by a picture's header; None for a file that :func:`_decoded` will complain of."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, SyntaxError):
+        return None

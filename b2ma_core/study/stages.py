@@ -17,21 +17,21 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from b2ma_core.augmentations import jitter_and_blur, sensor_noise
+from b2ma_core.augmentations import draw_changes, jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
 from b2ma_core.calibration import agreement_temperature
 from b2ma_core.data.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
     ClassShares,
     SelfDistillation,
+    Sharing,
     box_votes,
     class_weights,
+    cross_domain_step,
     cut_patches,
     ema_update,
-    label_loss,
     make_teacher,
-    pixel_weight,
-    self_distillation_loss,
+    self_distillation_step,
 )
 from b2ma_core.files import PROJECT, write_bytes
 from b2ma_core.hard_patches import HardPatch, draw_patches, holders
@@ -42,9 +42,10 @@ from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels
 from b2ma_core.study.records import Run
 from b2ma_core.study.training import (
     Batches,
+    batch_indices,
     fit,
     generator_for,
-    indices_of,
+    in_precision,
     learning_rate,
     make_fabric,
     polynomial,
@@ -93,6 +94,7 @@ def preflight(run: Run) -> None:
         ValueError, FileNotFoundError, OSError: naming the parameter or file.
     """
     params = run.params
+    _share_out(params)
     if params.box == "folder":
         LabelFolder(PROJECT / params.box_root)
     else:
@@ -105,20 +107,42 @@ def preflight(run: Run) -> None:
     if cuda and torch.cuda.device_count() < params.devices:
         raise ValueError(f"devices: {params.devices} asked for, this machine has {torch.cuda.device_count()} CUDA "
                          "devices: lower devices, or set accelerator to 'cpu'")  # fmt: skip
-    for side, batch in (("source", params.source_batch_size or params.batch_size), ("target", params.batch_size)):
-        alone = -(-batch // (params.devices * params.accumulate)) == 1
-        if getattr(params, f"{side}_network") == "deeplabv3_resnet50" and alone:
-            raise ValueError(f"{side}_network: deeplabv3_resnet50 takes statistics over a batch; one image at a time "
-                             "has none: raise batch_size, or lower accumulate or devices")  # fmt: skip
     make_fabric(params)
+
+
+def _share_out(params: Params) -> None:
+    """Refuse batches that cannot be shared out among the processes, or whose parts a network cannot learn from."""
+    trained = params.box == "model" and params.source_steps > 0
+    sides = [("target_network", "batch_size", params.batch_size)]
+    if trained and params.source_batch_size:
+        sides.append(("source_network", "source_batch_size", params.source_batch_size))
+    elif trained:
+        sides.append(("source_network", "batch_size", params.batch_size))
+    if params.rounds and params.hard_patch_weight and params.student_batch_norm == "batch":
+        sides.append(("target_network", "hard_patch_batch", params.hard_patch_batch))
+    for network, name, batch in sides:
+        if name != "hard_patch_batch" and batch < params.devices:
+            raise ValueError(f"{name}: {batch} images a step cannot be shared by {params.devices} processes: raise "
+                             f"{name} to {params.devices} at least, or lower devices to {batch}")  # fmt: skip
+        smallest = batch // (params.devices * params.accumulate)
+        if getattr(params, network) == "deeplabv3_resnet50" and smallest < 2:
+            raise ValueError(
+                f"{network}: deeplabv3_resnet50 takes statistics over what it sees at once, and {name} {batch} over "
+                f"{params.devices} processes in {params.accumulate} parts leaves one alone somewhere, which has none: "
+                f"raise {name}, or lower accumulate or devices, so that each part has two at least"
+            )
 
 
 def train_source(run: Run) -> dict:
     """The owner's training, on source labels -> ``source/source.safetensors``."""
     params, data = run.params, load(run.params, "source_train")
     evaluate_on = load(params, "source_val")
+    if data is None:  # weights are used as they are, see Params
+        images, labels = np.empty((0, *params.image_size, 3), np.uint8), None
+    else:
+        images, labels = data.images, data.labels
     return _train_on_labels(
-        run, "source", new_model(run, "source", params.source_start), data.images, data.labels, params.source_steps,
+        run, "source", new_model(run, "source", params.source_start), images, labels, params.source_steps,
         params.source_learning_rate, params.source_jitter, evaluate_on,
     )  # fmt: skip
 
@@ -127,17 +151,25 @@ def train_stage1(run: Run) -> dict:
     """Cross-domain distillation: the box's labels teach the target network -> ``stage1/student.safetensors``."""
     params, data = run.params, load(run.params, "target_train")
     pseudo_labels = read_pseudo_labels(run, data)
-    if params.init == "source":
-        model = trained_model(run, "source", "source", "source.safetensors").train()
-    else:
-        model = new_model(run, "target", params.init)
-    weights = None
-    if params.stage1_class_weights == "sqrt":
-        weights = class_weights(class_frequencies(pseudo_labels, num_classes(params)))
     return _train_on_labels(
-        run, "stage1", model, data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
-        params.target_jitter, load(params, "target_val"), params.target_noise, weights, params.stage1_label_smoothing,
+        run, "stage1", stage1_start(run), data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
+        params.target_jitter, load(params, "target_val"), params.target_noise, stage1_weights(params, pseudo_labels),
+        params.stage1_label_smoothing,
     )  # fmt: skip
+
+
+def stage1_start(run: Run) -> nn.Module:
+    """The student before its first step."""
+    if run.params.init == "source":
+        return trained_model(run, "source", "source", "source.safetensors").train()
+    return new_model(run, "target", run.params.init)
+
+
+def stage1_weights(params: Params, pseudo_labels: np.ndarray) -> Tensor | None:
+    """``(C,)`` class weights of stage 1; None: all alike."""
+    if params.stage1_class_weights == "none":
+        return None
+    return class_weights(class_frequencies(pseudo_labels, num_classes(params)))
 
 
 def train_oracle(run: Run) -> dict:
@@ -202,53 +234,75 @@ def train_stage2(run: Run, number: int) -> dict:
     before = ("stage1",) if number == 1 else ("stage2", f"round-{number - 1}")
     model = trained_model(run, "target", *before, "student.safetensors").train()
     labels, confidences = read_pseudo_labels(run, data), read_confidences(run, data)
-    by_class = holders(read_patches(run))
+    patches = read_patches(run) if params.hard_patch_weight > 0 else []
 
     fabric = _launched(params)
-    student, optimizer = _set_up(params, fabric, model, params.weight_decay)
+    student, optimizer = _set_up(params, fabric, model, params.target_optimizer, params.weight_decay)
     teacher = make_teacher(model)
     shares = class_shares(params, labels).to(fabric.device)
     temperature = start_temperature(params, fabric, teacher, data, labels)
-    recipe = self_distillation_of(params)
+    recipe, groups = self_distillation_of(params), patch_groups(params, patches)
+    # Every process has the whole batch: an image is mixed with any other, whoever computes it.
+    sharing = Sharing(params.accumulate, fabric.global_rank, fabric.world_size, _total(fabric))
+    batches = Batches(data.images, None, params, run.seed, stage, False)
 
-    def answer(images: Tensor) -> Tensor:
-        with fabric.autocast():
-            return teacher(images)
-
-    def hard_patches(first: int):
-        if not by_class or params.hard_patch_weight == 0:
-            return None
-        generator = generator_for(run.seed, f"{stage} patches", first)
-        if params.hard_patch_draw == "class":
-            drawn = draw_patches(by_class, params.hard_patch_batch, generator)
-        else:
-            every = sorted({patch for patches in by_class.values() for patch in patches})
-            drawn = draw_patches({0: every}, params.hard_patch_batch, generator)
-        images, train_ids = cut_patches(data.images, labels, drawn, params.grid)
-        return to_device(images, fabric.device), train_ids.to(fabric.device).long()
-
-    def loss_of(numbers: range, images: Tensor, _):
+    def losses_of(step: int, images: Tensor, _):
         student.train()
         if params.student_batch_norm == "frozen":
             freeze_batch_norm(student)
         teacher.train(params.teacher_mode == "train")
-        generator = generator_for(run.seed, f"{stage} mix", numbers[0])
-        chosen = indices_of(numbers, len(data), run.seed, stage)
+        chosen = batch_indices(len(data), params.batch_size, step, run.seed, stage)
         votes = box_votes(labels[chosen], None if confidences is None else confidences[chosen], params.teacher_votes)
-        hard = hard_patches(numbers[0])
-        loss = self_distillation_loss(student, answer, images, hard, recipe, generator, shares, votes, temperature)
-        return loss, len(images)
+        generator = generator_for(run.seed, f"{stage} patches", step)
+        hard = hard_batch(params, fabric.device, data.images, labels, groups, generator)
+        generator = generator_for(run.seed, f"{stage} mix", step)
+        return self_distillation_step(
+            student, in_precision(teacher, fabric), images, hard, recipe, generator, shares, votes, temperature, sharing
+        )
 
-    def after_step(step: int):
-        ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average")
-
-    batches = Batches(data.images, None, params, run.seed, stage, False, fabric.global_rank, fabric.world_size)
     return fit(
-        fabric, {"student": model, "teacher": teacher, "shares": shares}, student, optimizer, loss_of, batches,
-        run.path(*stage.split("/")), steps=params.stage2_steps, after_step=after_step,
+        fabric, {"student": model, "teacher": teacher, "shares": shares}, student, optimizer, losses_of, batches,
+        run.path(*stage.split("/")), steps=params.stage2_steps,
+        after_step=lambda step: ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average"),
         rate=lambda step: learning_rate(step, params.stage2_steps, params.stage2_learning_rate, params.warmup_steps),
         evaluate=_scorer(run, model, fabric, load(params, "target_val")),
     )  # fmt: skip
+
+
+def patch_groups(params: Params, patches: list[HardPatch]) -> dict[int, list[HardPatch]]:
+    """What hard patches are drawn from: first a group, then one of it. By class, or all in one as published."""
+    return {0: patches} if patches and params.hard_patch_draw == "patch" else holders(patches)
+
+
+def hard_batch(
+    params: Params, device: torch.device, images: np.ndarray, labels: np.ndarray, groups: dict[int, list[HardPatch]],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    """A step's hard patches, ``(M, 3, h, w)`` float and ``(M, h, w)`` int64; None where there are none."""
+    if not groups:
+        return None
+    drawn = draw_patches(groups, params.hard_patch_batch, generator)
+    patches, train_ids = cut_patches(images, labels, drawn, params.grid)
+    return to_device(patches, device), train_ids.to(device).long()
+
+
+def changed(images: Tensor, numbers: range, seed: int, stage: str, jitter: float, noise: float) -> Tensor:
+    """Jitter, blur and noise of a training on labels, which belong to the number of an image in the training.
+
+    Args:
+        images: ``(N, 3, H, W)`` float in [0, 1].
+        numbers: the images' numbers, see :meth:`Batches.numbers`.
+        seed, stage: of the training.
+        jitter: strength of colour jitter (with probability 0.8) and blur (0.5); 0: neither.
+        noise: see :func:`augmentations.sensor_noise`.
+    """
+    seen = []
+    for image, number in zip(images.split(1), numbers, strict=True):
+        generator = generator_for(seed, f"{stage} jitter", number)
+        if jitter > 0:
+            image = jitter_and_blur(image, draw_changes(1, jitter, 0.8, 0.5, generator))
+        seen.append(sensor_noise(image, noise, generator) if noise > 0 else image)
+    return torch.cat(seen)
 
 
 def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, evaluate_on,
@@ -257,30 +311,28 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     params = run.params
     fabric = _launched(params)
     owners = stage == "source"
-    sgd = owners and params.source_optimizer == "sgd"
-    wrapped, optimizer = _set_up(
-        params, fabric, model, params.source_weight_decay if owners else params.weight_decay, sgd
-    )
+    kind, decay = params.target_optimizer, params.weight_decay
+    if owners:
+        kind, decay = params.source_optimizer, params.source_weight_decay
+    student, optimizer = _set_up(params, fabric, model, kind, decay)
     weights = None if weights is None else weights.to(fabric.device)
+    sharing = Sharing(params.accumulate, total=_total(fabric))  # each process loads the images that it computes
 
-    def changed(image: Tensor, number: int) -> Tensor:
-        generator = generator_for(run.seed, f"{stage} jitter", number)
-        if jitter > 0:
-            image = jitter_and_blur(image, jitter, 0.8, 0.5, generator)
-        return sensor_noise(image, noise, generator) if noise > 0 else image
-
-    def loss_of(numbers: range, images: Tensor, train_ids: Tensor):
-        wrapped.train()
-        images = torch.cat([changed(images[i : i + 1], number) for i, number in enumerate(numbers)])
-        return label_loss(wrapped(images), train_ids, weights, smoothing), pixel_weight(train_ids, weights)
+    def losses_of(step: int, images: Tensor, train_ids: Tensor):
+        student.train()
+        seen = changed(images, batches.numbers(step), run.seed, stage, jitter, noise)
+        return cross_domain_step(student, seen, train_ids, weights, smoothing, sharing)
 
     def rate(step: int) -> float:
-        return polynomial(step, steps, peak) if sgd else learning_rate(step, steps, peak, params.warmup_steps)
+        warmup = params.source_warmup_steps if owners else params.warmup_steps
+        return polynomial(step, steps, peak) if kind == "sgd" else learning_rate(step, steps, peak, warmup)
 
-    batches = Batches(images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size,
-                      params.source_batch_size if owners else None)  # fmt: skip
+    batches = Batches(
+        images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size,
+        params.source_batch_size if owners else None, params.source_random_scale if owners else params.random_scale,
+    )  # fmt: skip
     return fit(
-        fabric, {"source" if owners else "student": model}, wrapped, optimizer, loss_of, batches, run.path(stage),
+        fabric, {"source" if owners else "student": model}, student, optimizer, losses_of, batches, run.path(stage),
         steps=steps, rate=rate,
         evaluate=_scorer(run, model, fabric, evaluate_on),
     )  # fmt: skip
@@ -292,15 +344,20 @@ def _launched(params: Params) -> Fabric:
     return fabric
 
 
-def _set_up(params: Params, fabric: Fabric, model: nn.Module, weight_decay: float, sgd: bool = False):
+def _total(fabric: Fabric) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: fabric.all_reduce(tensor, reduce_op="sum")
+
+
+def _set_up(params: Params, fabric: Fabric, model: nn.Module, optimizer: str, weight_decay: float):
     """The network as the processes train it, and its optimizer. The weights are those of ``model`` itself."""
     model = model.to(fabric.device, memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model = compiled(model, fabric, params.image_size) if params.compile else model
-    if not sgd:
-        return fabric.setup(model, torch.optim.AdamW(trained.values(), lr=0.0, weight_decay=weight_decay))
+    if optimizer != "sgd":
+        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
+        return fabric.setup(model, kind(trained.values(), lr=0.0, weight_decay=weight_decay))
     classifier = [p for name, p in trained.items() if name.startswith(CLASSIFIERS)]
     body = [p for name, p in trained.items() if not name.startswith(CLASSIFIERS)]
     groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]

@@ -2,11 +2,15 @@
 
 Nothing random has a memory here: which images a step sees and every value that it draws follow from (seed, stage,
 step) alone. The step's number is therefore all of the sampler's and the generators' state.
+
+The same bits are a promise for the CPU with the same number of threads. On CUDA the draws are the same, and the values
+are as near as kernels give that add in no fixed order (bilinear upsampling and max pooling backward, for example).
 """
 
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,10 +36,24 @@ def make_fabric(params: Params, devices: int = 1) -> Fabric:
     precision = params.precision
     if precision == "auto":
         cuda = params.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        fast = torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16() and params.accelerator != "mps"
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if cuda
+            else _cpu_has_bf16() and params.accelerator != "mps"
+        )
         precision = "bf16-mixed" if fast else "32-true"
     strategy = "auto" if devices == 1 else "ddp"
     return Fabric(accelerator=params.accelerator, devices=devices, strategy=strategy, precision=precision)
+
+
+def in_precision(model: nn.Module, fabric: Fabric) -> Callable[[Tensor], Tensor]:
+    """A network as a function of images that computes in the study's precision."""
+
+    def answer(images: Tensor) -> Tensor:
+        with fabric.autocast():
+            return model(images)
+
+    return answer
 
 
 def _cpu_has_bf16() -> bool:
@@ -71,6 +89,9 @@ def indices_of(numbers: range, images: int, seed: int, stage: str) -> list[int]:
 class Batches(Dataset):
     """A stage's batches by step: ``batches[step]`` is ``(N, 3, h, w)`` uint8 images and ``(N, h, w)`` uint8 train ids.
 
+    A loader process gets arrays that are memory-mapped by the names of their files: eight loaders of 69 GB of images
+    need no memory for them.
+
     Args:
         images: ``(M, H, W, 3)`` uint8.
         labels: ``(M, H, W)`` uint8 train ids; None for images alone (the labels are then all ignored).
@@ -81,18 +102,36 @@ class Batches(Dataset):
         rank, ranks: which share of each batch this process sees. Draws belong to an image's number in the training, so
             that any number of processes sees the same images, changed alike.
         size: images in a batch; None: the parameters' ``batch_size``.
+        scale: lowest and highest enlargement of a view; None: the parameters' ``random_scale``.
     """
 
     def __init__(
-        self, images, labels, params: Params, seed: int, stage: str, augment: bool, rank=0, ranks=1, size=None
+        self,
+        images,
+        labels,
+        params: Params,
+        seed: int,
+        stage: str,
+        augment: bool,
+        rank=0,
+        ranks=1,
+        size=None,
+        scale=None,
     ):
         self.images, self.labels, self.params, self.augment = images, labels, params, augment
-        self.size = size or params.batch_size
+        self.size, self.scale = size or params.batch_size, tuple(scale or params.random_scale)
         self.seed, self.stage, self.rank, self.ranks = seed, stage, rank, ranks
 
     def numbers(self, step: int) -> range:
         """The numbers, over the whole training, of the images that this process sees in a step."""
         return range(step * self.size, (step + 1) * self.size)[self.rank :: self.ranks]
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "images": _by_file(self.images), "labels": _by_file(self.labels)}
+
+    def __setstate__(self, state: dict) -> None:
+        opened = {k: np.load(v, mmap_mode="r") if isinstance(v, Path) else v for k, v in state.items()}
+        vars(self).update(opened)
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         numbers, samples = self.numbers(step), []
@@ -104,18 +143,43 @@ class Batches(Dataset):
             if self.augment:
                 generator = generator_for(self.seed, f"{self.stage} view", number)
                 size = tuple(self.params.crop or self.images.shape[1:3])
-                image, labels = random_view(image, labels, size, tuple(self.params.random_scale), generator)
+                image, labels = random_view(image, labels, size, self.scale, generator)
             samples.append((image, labels))
         images, labels = zip(*samples, strict=True)
         return torch.stack(images), torch.stack(labels)
 
-    def from_step(self, start: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of the steps ``start .. steps - 1``, in order."""
-        workers = self.params.workers
+    def from_step(self, start: int, steps: int, workers: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the steps ``start .. steps - 1``, in order; loader processes: None, as the parameters say."""
+        workers = self.params.workers if workers is None else workers
         return iter(DataLoader(
             self, batch_size=None, sampler=range(start, steps), num_workers=workers,
             multiprocessing_context="spawn" if workers else None, pin_memory=torch.cuda.is_available(),
         ))  # fmt: skip
+
+    def workers(self, processes: int = 1, shared: Path = Path("/dev/shm")) -> int:
+        """How many loader processes there is shared memory for, at most as many as the parameters say.
+
+        Loaders hand batches over in shared memory; where it is full they would wait for ever. Each has two batches
+        ready, and one more is in use or in the making.
+
+        Args:
+            processes: trainings on this machine that load as much as this one.
+            shared: where the system keeps shared memory; elsewhere than on Linux it has no such limit.
+        """
+        if not shared.is_dir() or not self.params.workers:
+            return self.params.workers
+        height, width = self.params.crop or self.images.shape[1:3]
+        each = 3 * 4 * height * width * len(self.numbers(0))  # an image has three bytes a pixel, its labels one
+        return min(self.params.workers, shutil.disk_usage(shared).free // (processes * each))
+
+
+def _by_file(array: np.ndarray | None) -> np.ndarray | Path | None:
+    """The file that an array is memory-mapped from, if it is the whole file; else the array."""
+    if getattr(array, "filename", None) is None:  # a copy has none, a part has its whole's
+        return array
+    whole = np.load(array.filename, mmap_mode="r")
+    same = (whole.shape, whole.strides, whole.dtype) == (array.shape, array.strides, array.dtype)
+    return Path(array.filename) if same else array
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
@@ -140,7 +204,7 @@ def fit(
     modules: dict[str, nn.Module],
     wrapped: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[range, Tensor, Tensor], tuple[Tensor, Tensor | float]],
+    losses_of: Callable[[int, Tensor, Tensor], Iterator[Tensor]],
     batches: Batches,
     folder: Path,
     *,
@@ -156,8 +220,8 @@ def fit(
         modules: all that the checkpoint keeps, by name; the first is trained and returned as ``<name>.safetensors``.
         wrapped: the first module as ``fabric`` has set it up.
         optimizer: of the first module, set up by ``fabric``.
-        loss_of: (numbers of the images, images, train ids) -> scalar mean loss and what it is a mean over. Means of
-            the parts of a batch, over ``accumulate`` and processes, are weighted by it.
+        losses_of: (step, images, train ids) -> losses of the parts of a batch, one after another, which sum, over
+            processes too, to the step's loss: what the steps in :mod:`distillation` yield.
         batches: what the steps see.
         folder: gets ``progress.pt`` meanwhile and ``<name>.safetensors``, ``best.safetensors``, ``history.json`` at
             the end.
@@ -178,15 +242,18 @@ def fit(
         start, history, best = 0, {"loss": [], "miou": [], "best": None}, None
         if progress.is_file():
             start, history, best = _resume(progress, modules, optimizer)
+        workers = batches.workers(fabric.world_size)
+        if workers < params.workers and fabric.is_global_zero:
+            print(f"workers: {params.workers} loader processes need more shared memory than /dev/shm has free: going "
+                  f"on with {workers} (a container gets more by --shm-size)")  # fmt: skip
         losses: list[Tensor] = []
         bar = tqdm(range(start, steps), initial=start, total=steps, desc=folder.name, unit="step", mininterval=5,
                    disable=not fabric.is_global_zero)  # fmt: skip
-        for step, (images, train_ids) in zip(bar, batches.from_step(start, steps), strict=True):
+        for step, (images, train_ids) in zip(bar, batches.from_step(start, steps, workers), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step) * group.get("factor", 1)
-            losses.append(
-                _gradients(fabric, wrapped, loss_of, batches.numbers(step), images, train_ids, params.accumulate)
-            )
+            images, train_ids = to_device(images, fabric.device), train_ids.to(fabric.device).long()
+            losses.append(_gradients(fabric, wrapped, losses_of(step, images, train_ids)))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             after_step(step)
@@ -213,22 +280,28 @@ def fit(
     return history
 
 
-def _gradients(fabric: Fabric, wrapped: nn.Module, loss_of, numbers: range, images, train_ids, parts: int) -> Tensor:
-    """Gradients of a batch's mean loss, taken part by part and summed over processes; returns its loss."""
-    loss, count = torch.zeros(2, device=fabric.device)
-    starts = range(0, len(images), -(-len(images) // parts))
-    for start in starts:
-        part = slice(start, start + starts.step)
-        with fabric.no_backward_sync(wrapped, enabled=start != starts[-1]):
-            mean, over = loss_of(numbers[part], to_device(images[part], fabric.device),
-                                 train_ids[part].to(fabric.device).long())  # fmt: skip
-            fabric.backward(mean * over)
-        loss, count = loss + mean.detach() * over, count + over
-    # DDP has divided the sum of the gradients by the number of processes; "mean" does the same to both of these.
-    loss, count = fabric.all_reduce(torch.stack([loss, count]), reduce_op="mean")
-    count = count.clamp(min=1e-12)
-    torch._foreach_div_([p.grad for p in wrapped.parameters() if p.grad is not None], count)
-    return loss / count
+def _gradients(fabric: Fabric, wrapped: nn.Module, losses: Iterator[Tensor]) -> Tensor:
+    """Gradients of a step's losses, summed over processes; returns their sum."""
+    total = torch.zeros((), device=fabric.device)
+    with fabric.no_backward_sync(wrapped):  # processes may have unlike numbers of parts: summed once, below
+        for loss in losses:
+            fabric.backward(loss)
+            total += loss.detach()
+    if fabric.world_size > 1:
+        statistics = [m for m in wrapped.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        _over_processes(fabric, "sum", [total, *(p.grad for p in wrapped.parameters() if p.grad is not None)])
+        _over_processes(fabric, "mean", [t for m in statistics for t in (m.running_mean, m.running_var)])
+    return total
+
+
+@torch.no_grad()
+def _over_processes(fabric: Fabric, operation: str, tensors: list[Tensor]) -> None:
+    """Sum or mean of tensors over processes, in place and in one message."""
+    if not tensors:
+        return
+    values = fabric.all_reduce(torch.cat([t.flatten() for t in tensors]), reduce_op=operation)
+    for tensor, value in zip(tensors, values.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(value.view(tensor.shape))
 
 
 @torch.no_grad()
