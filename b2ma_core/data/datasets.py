@@ -358,7 +358,7 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
     """Fill a folder with a part; returns what its index holds beside the fingerprint."""
     absent = [] if all(item.labels is None for item in items) else [item for item in items if not _has_labels(item)]
     known = [item if _has_labels(item) else replace(item, labels=None) for item in items]
-    images, labels, problems, told, pixels = None, None, [], [], np.zeros((len(items), 256), np.int64)
+    images, labels, problems, told, void, pixels = None, None, [], [], 0, np.zeros(256, np.int64)
     with open(folder / "labels.bin", "wb") as one_after_another:
         for i, sample in enumerate(_in_parallel(partial(_attempt, part=part), known, workers, part.name)):
             if isinstance(sample, str):
@@ -372,7 +372,8 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
             images[i] = image
             if label_map is None:
                 continue
-            pixels[i] = np.bincount(label_map.ravel(), minlength=256)
+            counts = np.bincount(label_map.ravel(), minlength=256)
+            void, pixels = void + (not counts[:255].any()), pixels + counts
             if part.native_labels:
                 one_after_another.write(label_map)
                 continue
@@ -385,7 +386,6 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {listed}")
-    void = int((pixels[:, :255].sum(1) == 0).sum())
     notes = [f"{void} of its {len(items)} label maps are void everywhere"] if void else []
     unlabelled = True
     if absent:
@@ -397,7 +397,7 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
                  "the ids, in the first channel and under this data set's numbers?"]  # fmt: skip
     else:
         unlabelled = False
-    if not unlabelled and part.dataset in ("cityscapes", "gta5") and pixels[:, 6:19].sum() == 0:
+    if not unlabelled and part.dataset in ("cityscapes", "gta5") and pixels[6:19].sum() == 0:
         raise ValueError(
             f"{part.name}: {items[0].labels} and all others: no light, sign, plant, sky, person or vehicle anywhere; "
             "these look like train ids where label ids belong: read such maps with the data set 'folder'"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image, read_file
 from tqdm import tqdm
 
 from b2ma_core.files import png_header, read_label_map, read_picture, write_png
@@ -167,6 +166,9 @@ def _encode(label_ids: np.ndarray, path: str) -> np.ndarray:
 
 
 def _synthia(path: str) -> np.ndarray:
+    # Not above: the processes that convert start in a tenth of the time without torch.
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
     try:
         planes = decode_image(read_file(path), ImageReadMode.UNCHANGED).numpy()  # Pillow cuts 16-bit RGB to 8
     except RuntimeError as error:
