@@ -386,29 +386,33 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {listed}")
-    notes = [f"{void} of its {len(items)} label maps are void everywhere"] if void else []
-    unlabelled = True
-    if absent:
-        notes = [f"{len(absent)} of its {len(items)} images have no labels, {absent[0].labels or absent[0].image} first"]
-    elif all(item.labels is None for item in items):
-        notes = [] if part.name.endswith("_test") else [_no_labels(part)]
-    elif void == len(items):
-        notes = [f"the labels of all its {void} images are void, {items[0].labels} first: are these the files that hold "
-                 "the ids, in the first channel and under this data set's numbers?"]  # fmt: skip
-    else:
-        unlabelled = False
-    if not unlabelled and part.dataset in ("cityscapes", "gta5") and pixels[6:19].sum() == 0:
+    why = _why_unlabelled(part, items, absent, void)
+    if why is None and part.dataset in ("cityscapes", "gta5") and pixels[6:19].sum() == 0:
         raise ValueError(
             f"{part.name}: {items[0].labels} and all others: no light, sign, plant, sky, person or vehicle anywhere; "
             "these look like train ids where label ids belong: read such maps with the data set 'folder'"
         )
-    if unlabelled:
+    if why is not None:
         (folder / "labels.npy").unlink(missing_ok=True)
-    if unlabelled or not part.native_labels:
+    flat = why is None and part.native_labels
+    if not flat:
         (folder / "labels.bin").unlink()
+    notes = [why] if why else [f"{void} of its {len(items)} label maps are void everywhere"] if void else []
     sizes, digests, shapes = zip(*told, strict=True)
     return {"names": [i.name for i in items], "splits": [i.split for i in items], "sizes": sizes, "digests": digests,
-            "label_sizes": shapes if part.native_labels and not unlabelled else None, "notes": notes}  # fmt: skip
+            "label_sizes": shapes if flat else None, "notes": notes}  # fmt: skip
+
+
+def _why_unlabelled(part: Part, items: list[Item], absent: list[Item], void: int) -> str | None:
+    """Why a part goes on as one without labels; None if its labels are good, "" where nobody expects any."""
+    if absent:
+        return f"{len(absent)} of its {len(items)} images have no labels, {absent[0].labels or absent[0].image} first"
+    if all(item.labels is None for item in items):
+        return "" if part.name.endswith("_test") else _no_labels(part)
+    if void == len(items):
+        return (f"the labels of all its {void} images are void, {items[0].labels} first: are these the files that hold "
+                "the ids, in the first channel and under this data set's numbers?")  # fmt: skip
+    return None
 
 
 def _has_labels(item: Item) -> bool:

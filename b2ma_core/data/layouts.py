@@ -22,8 +22,8 @@ from b2ma_core.labels import CAMVID, CITYSCAPES, LabelSpace
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUTS = {
-    "camvid": "<root>/<split>/*.png with labels of the same names in <root>/<split>annot/, 11 is void",
-    "folder": "<root>/<split>/*.png with labels of the same names in <root>/<split>annot/",
+    "camvid": "<root>/<split>/*.png or .jpg with labels <root>/<split>annot/<image name>.png, 11 is void",
+    "folder": "<root>/<split>/*.png or .jpg with labels <root>/<split>annot/<image name>.png",
     "cityscapes": "<root>/leftImg8bit/<split>/<city>/*_leftImg8bit.png with labels in "
     "<root>/gtFine/<split>/<city>/*_gtFine_labelIds.png",
     "gta5": "<root>/images/*.png with label ids of the same names in <root>/labels/; a split is 'all' or the names "
