@@ -1,4 +1,6 @@
+import os
 import pickle
+import select
 import shutil
 import subprocess
 import sys
@@ -237,6 +239,27 @@ def test_two_processes_that_start_at_once_make_each_part_once(smoke_params, tmp_
     assert sorted(made[0] + made[1]) == sorted(datasets.prepare(smoke_params, 1, tmp_path / "alone"))
     for pattern in ("*.npy", "*.bin"):
         same_tree(tmp_path / "alone", tmp_path / "both", pattern)
+
+
+POOL = """
+from b2ma_core.data import datasets
+if __name__ == "__main__":
+    for number in datasets._in_parallel(eval, ["__import__('os').getpid()"] * 64, 2, "x"):
+        print(number, flush=True)
+        input()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for processes as Linux does")
+def test_processes_that_convert_end_with_a_killed_parent(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL)
+    parent = subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})  # fmt: skip
+    worker = os.pidfd_open(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    assert select.select([worker], [], [], 60)[0], "it has not ended"
+    os.close(worker)
 
 
 def test_all_that_is_wrong_is_listed_and_named(folder_params, street_folder, tmp_path):

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -358,7 +359,7 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
     """Fill a folder with a part; returns what its index holds beside the fingerprint."""
     absent = [] if all(item.labels is None for item in items) else [item for item in items if not _has_labels(item)]
     known = [item if _has_labels(item) else replace(item, labels=None) for item in items]
-    images, labels, problems, told, pixels = None, None, [], [], np.zeros((len(items), 256), np.int64)
+    images, labels, problems, told, void, pixels = None, None, [], [], 0, np.zeros(256, np.int64)
     with open(folder / "labels.bin", "wb") as one_after_another:
         for i, sample in enumerate(_in_parallel(partial(_attempt, part=part), known, workers, part.name)):
             if isinstance(sample, str):
@@ -372,7 +373,8 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
             images[i] = image
             if label_map is None:
                 continue
-            pixels[i] = np.bincount(label_map.ravel(), minlength=256)
+            counts = np.bincount(label_map.ravel(), minlength=256)
+            void, pixels = void + (not counts[:255].any()), pixels + counts
             if part.native_labels:
                 one_after_another.write(label_map)
                 continue
@@ -385,30 +387,33 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {listed}")
-    void = int((pixels[:, :255].sum(1) == 0).sum())
-    notes = [f"{void} of its {len(items)} label maps are void everywhere"] if void else []
-    unlabelled = True
-    if absent:
-        notes = [f"{len(absent)} of its {len(items)} images have no labels, {absent[0].labels or absent[0].image} first"]
-    elif all(item.labels is None for item in items):
-        notes = [] if part.name.endswith("_test") else [_no_labels(part)]
-    elif void == len(items):
-        notes = [f"the labels of all its {void} images are void, {items[0].labels} first: are these the files that hold "
-                 "the ids, in the first channel and under this data set's numbers?"]  # fmt: skip
-    else:
-        unlabelled = False
-    if not unlabelled and part.dataset in ("cityscapes", "gta5") and pixels[:, 6:19].sum() == 0:
+    why = _why_unlabelled(part, items, absent, void)
+    if why is None and part.dataset in ("cityscapes", "gta5") and pixels[6:19].sum() == 0:
         raise ValueError(
             f"{part.name}: {items[0].labels} and all others: no light, sign, plant, sky, person or vehicle anywhere; "
             "these look like train ids where label ids belong: read such maps with the data set 'folder'"
         )
-    if unlabelled:
+    if why is not None:
         (folder / "labels.npy").unlink(missing_ok=True)
-    if unlabelled or not part.native_labels:
+    flat = why is None and part.native_labels
+    if not flat:
         (folder / "labels.bin").unlink()
+    notes = [why] if why else [f"{void} of its {len(items)} label maps are void everywhere"] if void else []
     sizes, digests, shapes = zip(*told, strict=True)
     return {"names": [i.name for i in items], "splits": [i.split for i in items], "sizes": sizes, "digests": digests,
-            "label_sizes": shapes if part.native_labels and not unlabelled else None, "notes": notes}  # fmt: skip
+            "label_sizes": shapes if flat else None, "notes": notes}  # fmt: skip
+
+
+def _why_unlabelled(part: Part, items: list[Item], absent: list[Item], void: int) -> str | None:
+    """Why a part goes on as one without labels; None if its labels are good, "" where nobody expects any."""
+    if absent:
+        return f"{len(absent)} of its {len(items)} images have no labels, {absent[0].labels or absent[0].image} first"
+    if all(item.labels is None for item in items):
+        return "" if part.name.endswith("_test") else _no_labels(part)
+    if void == len(items):
+        return (f"the labels of all its {void} images are void, {items[0].labels} first: are these the files that hold "
+                "the ids, in the first channel and under this data set's numbers?")  # fmt: skip
+    return None
 
 
 def _has_labels(item: Item) -> bool:
@@ -459,12 +464,23 @@ def _in_parallel(function: Callable, items: list, workers: int, title: str) -> I
         yield from bar(map(function, items))
         return
     # Fresh processes: a fork of a notebook's kernel would inherit its threads' locks.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         try:
             yield from bar(in_order(pool, function, items, ahead=4 * workers))
         except BrokenProcessPool:
             raise OSError(f"{title}: a process that reads images was killed, perhaps for want of memory; take fewer of "
                           "them (OMP_NUM_THREADS=1)") from None  # fmt: skip
+
+
+def _end_with_parent() -> None:
+    """Let a pool's process end when the one that started it is killed; by itself it would wait for work for ever."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stamp(item: Item) -> list:

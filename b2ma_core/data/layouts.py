@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_image, read_file
 from tqdm import tqdm
 
 from b2ma_core.files import png_header, read_label_map, read_picture, write_png
@@ -23,8 +22,8 @@ from b2ma_core.labels import CAMVID, CITYSCAPES, LabelSpace
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUTS = {
-    "camvid": "<root>/<split>/*.png with labels of the same names in <root>/<split>annot/, 11 is void",
-    "folder": "<root>/<split>/*.png with labels of the same names in <root>/<split>annot/",
+    "camvid": "<root>/<split>/*.png or .jpg with labels <root>/<split>annot/<image name>.png, 11 is void",
+    "folder": "<root>/<split>/*.png or .jpg with labels <root>/<split>annot/<image name>.png",
     "cityscapes": "<root>/leftImg8bit/<split>/<city>/*_leftImg8bit.png with labels in "
     "<root>/gtFine/<split>/<city>/*_gtFine_labelIds.png",
     "gta5": "<root>/images/*.png with label ids of the same names in <root>/labels/; a split is 'all' or the names "
@@ -167,6 +166,9 @@ def _encode(label_ids: np.ndarray, path: str) -> np.ndarray:
 
 
 def _synthia(path: str) -> np.ndarray:
+    # Not above: the processes that convert start in a tenth of the time without torch.
+    from torchvision.io import ImageReadMode, decode_image, read_file
+
     try:
         planes = decode_image(read_file(path), ImageReadMode.UNCHANGED).numpy()  # Pillow cuts 16-bit RGB to 8
     except RuntimeError as error:
