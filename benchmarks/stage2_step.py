@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from b2ma_core import minicity
-from b2ma_core.distillation import box_votes, cut_patches, ema_update, label_loss, make_teacher, self_distillation_loss
+from b2ma_core.distillation import box_votes, ema_update, label_loss, make_teacher, self_distillation_step
 from b2ma_core.files import PROJECT
-from b2ma_core.hard_patches import draw_patches, holders, mine
+from b2ma_core.hard_patches import holders, mine
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import load_params
 from b2ma_core.study.records import peak_memory
-from b2ma_core.study.stages import class_shares, self_distillation_of
-from b2ma_core.study.training import Batches, batch_indices, generator_for, make_fabric, to_device
+from b2ma_core.study.stages import class_shares, hard_batch, self_distillation_of
+from b2ma_core.study.training import Batches, batch_indices, generator_for, in_precision, make_fabric, to_device
 
 
 def main() -> None:
@@ -39,29 +39,26 @@ def main() -> None:
     model = build_model(params.target_network, 19).to(fabric.device, memory_format=torch.channels_last)
     student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
     teacher = make_teacher(model)
+    answer = in_precision(teacher, fabric)
     recipe = self_distillation_of(params)
     shares = class_shares(params, labels).to(fabric.device)
     batches = Batches(images, None, params, 0, "bench", augment=False)
 
-    def answer(x):
-        with fabric.autocast():
-            return teacher(x)
-
-    def finish(loss):
-        fabric.backward(loss)
+    def finish(losses):
+        for loss in losses:
+            fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     def method(step):
         batch = to_device(batches[step][0], fabric.device)
-        drawn = draw_patches(by_class, params.hard_patch_batch, generator_for(0, "patches", step))
-        patches, train_ids = cut_patches(images, labels, drawn, params.grid)
-        hard = to_device(patches, fabric.device), train_ids.to(fabric.device).long()
+        generator = generator_for(0, "patches", step)
+        hard = hard_batch(params, fabric.device, images, labels, by_class, generator)
         freeze_batch_norm(student)
-        generator = generator_for(0, "mix", step)
         chosen = batch_indices(len(images), params.batch_size, step, 0, "bench")
         votes = box_votes(labels[chosen], None, params.teacher_votes)
-        finish(self_distillation_loss(student, answer, batch, hard, recipe, generator, shares, votes))
+        generator = generator_for(0, "mix", step)
+        finish(self_distillation_step(student, answer, batch, hard, recipe, generator, shares, votes))
         ema_update(teacher, model, step)
 
     fixed = to_device(batches[0][0], fabric.device)
@@ -74,7 +71,8 @@ def main() -> None:
         with torch.no_grad():
             answer(fixed)
         freeze_batch_norm(student)
-        finish(label_loss(student(fixed), target) + 0.1 * label_loss(student(small), small_target))
+        finish(f() for f in (lambda: label_loss(student(fixed), target),
+                             lambda: 0.1 * label_loss(student(small), small_target)))  # fmt: skip
 
     seconds = {"method": [], "bare": []}
     for step in range(args.steps + 5):

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import yaml
 
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.metrics import ConfusionMatrix
@@ -88,6 +89,30 @@ def test_an_arm_shares_what_was_made_before_and_never_the_source(tmp_path):
         assert origin.path("oracle", "history.json").read_text() == '"oracle"\n'
     with pytest.raises(FileNotFoundError, match="run the notebook 00_data first"):
         branch(Run(load_params(PARAMS / "minicity+plain.yaml"), 4, tmp_path))
+
+
+def test_an_arm_of_another_method_shares_nothing_that_was_trained_otherwise(tmp_path):
+    finished("minicity", 0, tmp_path, {})
+    run = Run(load_params(PARAMS / "minicity+published.yaml"), 0, tmp_path)
+    names = switched("minicity+published")
+    assert {"method", "target_optimizer", "warmup_steps", "random_scale", "target_jitter", "box_queries"} <= set(names)
+    assert not any(name.startswith("source_") for name in names)  # the owner's model is the same
+    branch(run)
+    assert {p.name for p in run.folder.iterdir()} == {"source", "records"}
+
+
+def test_what_an_arm_switches_is_what_differs_once_defaults_are_applied(tmp_path):
+    for name in ("minicity", "ablation"):
+        (tmp_path / f"{name}.yaml").write_text((PARAMS / f"{name}.yaml").read_text())
+    with open(tmp_path / "minicity.yaml", "a") as file:
+        file.write("warmup_steps: 20\ntarget_jitter: 0.1\n")
+    arms = yaml.safe_load((tmp_path / "ablation.yaml").read_text())
+    arms["arms"] |= {"default": {"grid": 4, "rounds": 2}, "mixed": {"method": "published", "target_jitter": 0.2}}
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(arms))
+    assert switched("minicity+default", tmp_path) == {}  # the values that were there without being told
+    published = switched("minicity+published", tmp_path)
+    assert (published["warmup_steps"], published["target_jitter"]) == (0, 0.0)  # whatever the study's file says
+    assert switched("minicity+mixed", tmp_path)["target_jitter"] == 0.2  # what the arm itself says counts
 
 
 def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):

@@ -82,6 +82,54 @@ def test_published_forms_of_weights_load(deeplab, tmp_path, form):
             assert torch.equal(value, state[name]), name
 
 
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "student.", "teacher.", "ema.", "module._orig_mod.", "model.ema.module."]
+)
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model", "teacher", "ema"])
+def test_prefixes_and_keys_of_other_trainings_load(tmp_path, prefix, key):
+    state, other = (build_model("deeplab_small", 5).state_dict() for _ in range(2))
+    named = {prefix + name: value for name, value in state.items()}
+    torch.save(named if key is None else {key: named, "epoch": 3, "optimizer": {"state": {}}}, tmp_path / "w.pth")
+    model = build_model("deeplab_small", 5)
+    model.load_state_dict(other)
+    load_weights(model, tmp_path / "w.pth")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_parts_that_were_compiled_and_a_running_average_load(tmp_path):
+    model, path = build_model("deeplab_small", 5), tmp_path / "w.pth"
+    state = model.state_dict()
+    torch.save({name.replace("deep.", "deep._orig_mod."): value for name, value in state.items()}, path)
+    load_weights(build_model("deeplab_small", 5), path)
+    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), path)
+    load_weights(build_model("deeplab_small", 5), path)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_file_with_student_and_teacher_is_refused(tmp_path, flat):
+    state = build_model("deeplab_small", 5).state_dict()
+    both = {"student": state, "teacher": {name: value * 2 for name, value in state.items()}}
+    if flat:
+        both = {f"{which}.{name}": value for which, values in both.items() for name, value in values.items()}
+    torch.save(both, tmp_path / "both.pth")
+    with pytest.raises(ValueError, match=r"both\.pth: holds several networks \(student\.?, teacher\.?\)"):
+        load_weights(build_model("deeplab_small", 5), tmp_path / "both.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["stem.0.weight", "stem.1.running_var"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_that_are_not_finite_are_refused_and_change_nothing(tmp_path, value, name, suffix):
+    model, path = build_model("deeplab_small", 5), tmp_path / f"w.{suffix}"
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    before = {k: v.clone() for k, v in state.items()}
+    state[name].view(-1)[3] = value
+    torch.save(state, path) if suffix == "pth" else save_weights(state, path)
+    with pytest.raises(ValueError, match=rf"w\.{suffix}: {name} holds 1 values that are not finite"):
+        load_weights(model, path)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 def test_weights_that_do_not_fit_are_named_and_change_nothing(tmp_path):
     small, path = build_model("deeplab_small", 5), tmp_path / "other.pth"
     torch.save(build_model("deeplab_small", 6).state_dict(), path)
@@ -149,6 +197,21 @@ def test_imagenet_weights_of_mobilenet_come_from_torchvision(monkeypatch):
     a, b = (build_model("deeplab_mobilenet_v2", 11, "imagenet") for _ in range(2))
     first = next(iter(a.fine.parameters()))
     assert torch.equal(first, next(iter(b.fine.parameters())))
+
+
+@pytest.mark.parametrize("network", ["deeplab_mobilenet_v2", "deeplabv3_resnet50", "deeplabv2_resnet101"])
+@pytest.mark.parametrize("content", ["empty", "cut", "html", "another network"])
+def test_a_broken_file_of_imagenet_weights_is_named(tmp_path, monkeypatch, network, content):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    names = {"deeplab_mobilenet_v2": "mobilenet_v2-b0353104.pth", "deeplabv3_resnet50": "resnet50-11ad3fa6.pth",
+             "deeplabv2_resnet101": "resnet101-63fe2227.pth"}  # fmt: skip
+    file = tmp_path / "hub" / "checkpoints" / names[network]
+    file.parent.mkdir(parents=True)
+    torch.save({"weight": torch.zeros(1000)}, file)
+    if content != "another network":
+        file.write_bytes({"empty": b"", "cut": file.read_bytes()[:700], "html": b"<html>404"}[content])
+    with pytest.raises(OSError, match=f"{names[network]}: broken, .* Remove the file"):
+        build_model(network, 19, "imagenet")
 
 
 def test_torchvisions_resnet_answers_alike_in_our_input_format():

@@ -8,6 +8,7 @@ from PIL import Image
 from b2ma_core import minicity
 from b2ma_core.black_box import LocalModel
 from b2ma_core.data import datasets
+from b2ma_core.files import write_png
 from b2ma_core.models import build_model
 from b2ma_core.queries import PHOTO_MEAN, VIEWS, agreement, expose, noise_level, plurality, quieten, views, vote
 from b2ma_core.study.pseudo_labels import ask_for_labels, in_frame, read_confidences, read_labels, read_pseudo_labels
@@ -133,6 +134,22 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
     once = Run(params.model_copy(update={"box_queries": 1}), 1, tmp_path)
     ask_for_labels(once, Moody(), data)
     assert (read_pseudo_labels(once, data) == 1).all() and read_confidences(once, data) is None
+
+
+def test_labels_are_memory_mapped_and_read_anew_when_a_file_changes(smoke_params, tmp_path):
+    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    data, run = datasets.load(smoke_params, "target_val", tmp_path / "data"), Run(smoke_params, 0, tmp_path)
+    ask_for_labels(run, Moody(), data)
+    before = read_labels(run, data)
+    assert isinstance(before, np.memmap) and (before == 1).all()
+    write_png(run.path("labels", "target_val", f"{data.names[2]}.png"), np.full((64, 128), 7, np.uint8))
+    after = read_labels(run, data)
+    assert (after[2] == 7).all() and (np.delete(after, 2, 0) == 1).all()
+    assert (before == 1).all()  # whoever reads goes on reading
+    assert len(list(run.path("cache").glob("target_val-*.npy"))) == 1
+    run.path("labels", "target_val", f"{data.names[2]}.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=f"{data.names[2]}.png"):
+        read_labels(run, data)
 
 
 def test_images_that_two_parts_share_are_asked_about_once(smoke_params, tmp_path):
