@@ -191,9 +191,12 @@ class Sharing:
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     def slices(self, count: int) -> list[slice]:
-        """Of ``count`` samples those of this process, in parts that are as even as can be and never empty."""
+        """Of ``count`` samples those of this process, in parts that are as even as can be and never empty.
+
+        Every process has as many parts as the others, since batch norm over processes waits for all of them.
+        """
         start, stop = count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks
-        parts = min(self.parts, stop - start)
+        parts = min(self.parts, max(count // self.ranks, 1), stop - start)
         ends = [start + (stop - start) * k // parts for k in range(parts + 1)] if parts else []
         return [slice(*pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
 

@@ -215,13 +215,14 @@ def test_the_box_is_overruled_only_where_the_teacher_is_surer():
     assert box_votes(said, None, 0.5)[1].tolist() == [[[0.5, 0.5, 0.0]]]
 
 
-@pytest.mark.parametrize("count, parts, ranks", [(4, 1, 1), (4, 4, 1), (5, 2, 2), (3, 4, 2), (7, 3, 1), (1, 2, 2)])
+@pytest.mark.parametrize("count, parts, ranks", [(4, 1, 1), (4, 4, 1), (5, 2, 2), (3, 4, 2), (7, 3, 1), (11, 3, 3)])
 def test_a_batch_is_shared_out_whole_and_evenly(count, parts, ranks):
     slices = [[list(range(count))[part] for part in Sharing(parts, rank, ranks).slices(count)] for rank in range(ranks)]
     assert sum((part for own in slices for part in own), []) == list(range(count))
+    assert {len(own) for own in slices} == {min(parts, count // ranks)}  # batch norm over processes waits for all
     for own in slices:
         sizes = [len(part) for part in own]
-        assert len(sizes) <= parts and min(sizes, default=1) >= 1 and max(sizes, default=1) - min(sizes, default=1) <= 1
+        assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
 
 
 def problem():

@@ -53,6 +53,36 @@ def test_a_training_stopped_at_any_step_ends_with_the_same_bits(prepared, monkey
     assert not stopped.path("source", "progress.pt").exists()
 
 
+def test_a_network_that_draws_goes_on_after_a_stop_as_if_there_was_none(prepared, tmp_path, monkeypatch):
+    params = prepared("x").params.model_copy(update={"precision": "32-true"})
+    images = np.random.default_rng(0).integers(0, 256, (9, 64, 128, 3), dtype=np.uint8)
+    save = training._save
+
+    def train(folder, state):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fabric = training.make_fabric(params)
+            network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Dropout(0.5), torch.nn.Conv2d(8, 1, 1))
+            model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
+            torch.manual_seed(state)  # what has drawn before in this process
+            batches = training.Batches(images, None, params, 0, "s", False)
+            losses = lambda step, images, _: iter([model(images).square().mean()])  # noqa: E731
+            return training.fit(fabric, {"m": network}, model, optimizer, losses, batches, tmp_path / folder,
+                                steps=10, rate=lambda step: 0.1)  # fmt: skip
+
+    def stopping(*values):
+        save(*values)
+        raise Stop
+
+    whole = train("whole", 1)
+    monkeypatch.setattr(training, "_save", stopping)
+    with pytest.raises(Stop):
+        train("stopped", 2)
+    monkeypatch.setattr(training, "_save", save)
+    assert train("stopped", 3) == whole
+    same_tree(tmp_path / "whole", tmp_path / "stopped", "*.safetensors")
+
+
 def test_a_finished_training_is_not_repeated(prepared, monkeypatch):
     run = prepared("run")
     history = stages.train_source(run)

@@ -121,7 +121,7 @@ def _share_out(params: Params) -> None:
     if params.rounds and params.hard_patch_weight and params.student_batch_norm == "batch":
         sides.append(("target_network", "hard_patch_batch", params.hard_patch_batch))
     for network, name, batch in sides:
-        if name != "hard_patch_batch" and batch < params.devices:
+        if batch < params.devices:
             raise ValueError(f"{name}: {batch} images a step cannot be shared by {params.devices} processes: raise "
                              f"{name} to {params.devices} at least, or lower devices to {batch}")  # fmt: skip
         smallest = batch // (params.devices * params.accumulate)
@@ -316,7 +316,9 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
         kind, decay = params.source_optimizer, params.source_weight_decay
     student, optimizer = _set_up(params, fabric, model, kind, decay)
     weights = None if weights is None else weights.to(fabric.device)
-    sharing = Sharing(params.accumulate, total=_total(fabric))  # each process loads the images that it computes
+    # Each process loads the images that it computes, and all have as many parts.
+    batch = (params.source_batch_size if owners else None) or params.batch_size
+    sharing = Sharing(min(params.accumulate, batch // fabric.world_size), total=_total(fabric))
 
     def losses_of(step: int, images: Tensor, train_ids: Tensor):
         student.train()
@@ -329,7 +331,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
 
     batches = Batches(
         images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size,
-        params.source_batch_size if owners else None, params.source_random_scale if owners else params.random_scale,
+        batch, params.source_random_scale if owners else params.random_scale,
     )  # fmt: skip
     return fit(
         fabric, {"source" if owners else "student": model}, student, optimizer, losses_of, batches, run.path(stage),

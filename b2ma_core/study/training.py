@@ -7,7 +7,6 @@ The same bits are a promise for the CPU with the same number of threads. On CUDA
 are as near as kernels give that add in no fixed order (bilinear upsampling and max pooling backward, for example).
 """
 
-import io
 import json
 import math
 import shutil
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from b2ma_core.augmentations import random_view
 from b2ma_core.data.datasets import Data
-from b2ma_core.files import only_one, write_bytes, write_json
+from b2ma_core.files import only_one, whole_file, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import load_weights, save_weights
 from b2ma_core.params import Params
@@ -252,6 +251,8 @@ def fit(
         for step, (images, train_ids) in zip(bar, batches.from_step(start, steps, workers), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step) * group.get("factor", 1)
+            # Dropout draws from torch's own state: after a stop it has to draw the same.
+            torch.manual_seed(generator_for(batches.seed, f"{batches.stage} network", step).initial_seed())
             images, train_ids = to_device(images, fabric.device), train_ids.to(fabric.device).long()
             losses.append(_gradients(fabric, wrapped, losses_of(step, images, train_ids)))
             optimizer.step()
@@ -340,9 +341,8 @@ def _save(path: Path, step: int, modules, optimizer, history: dict, best: dict |
         "history": json.dumps(history),
         "best": best,
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bytes(path, buffer.getvalue())
+    with whole_file(path) as file:
+        torch.save(state, file)
 
 
 def _resume(path: Path, modules, optimizer) -> tuple[int, dict, dict | None]:
