@@ -99,7 +99,8 @@ class LabelFolder:
     def __init__(self, root: str | Path, space: LabelSpace | None = None):
         self.root, self.space = Path(root), space
         if not self.root.is_dir():
-            raise FileNotFoundError(f"box_root: no folder {self.root}; it should hold <image name>.png label maps")
+            raise FileNotFoundError(f"box_root: no folder {self.root}; it should hold <image name>.png label maps. "
+                                    "Make it, empty if nothing was delivered yet")  # fmt: skip
         folders = [path for path in sorted(self.root.iterdir()) if path.is_dir() and re.match(r"\d+(_|$)", path.name)]
         self.views = {int(path.name.partition("_")[0]): path for path in folders}
         self.flat = any(path.suffix.lower() == ".png" and path.name[0] != "." for path in self.root.iterdir())
@@ -110,7 +111,7 @@ class LabelFolder:
 
     def path(self, name: str, view: int = 0) -> Path:
         """Where the answer to a view of an image belongs."""
-        folder = self.root if self.flat else self.views.get(view, self.root / view_name(view))
+        folder = self.root if self.flat else self.views.get(view) or self.root / view_name(view)
         return folder / f"{name}.png"
 
     def predict(
