@@ -1,5 +1,6 @@
 """The wall: images in, labels out. Nothing else of the source model is ever seen on the other side."""
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from b2ma_core.files import read_label_map
 from b2ma_core.labels import LabelSpace
+from b2ma_core.queries import view_name
 
 
 class BlackBox(Protocol):
@@ -79,42 +82,86 @@ class LocalModel:
 
 
 class LabelFolder:
-    """A vendor's delivery: one 8-bit PNG of train ids per image, under the image's name.
+    """A vendor's delivery: an 8-bit PNG of ids for each image, under the image's name.
+
+    Either ``<root>/<name>.png``, one answer an image, or ``<root>/<view>/<name>.png``, one for each view of it; the
+    names of the views' folders begin with their numbers: ``0_as_it_is``, ``1_..``.
 
     Args:
         root: the folder.
+        space: whose ids the PNGs hold, see :meth:`LabelSpace.from_file`; None: they are taken as they are.
 
     Raises:
         FileNotFoundError: if there is no such folder.
+        ValueError: if it holds answers of both kinds, or two folders of one view.
     """
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
+    def __init__(self, root: str | Path, space: LabelSpace | None = None):
+        self.root, self.space = Path(root), space
         if not self.root.is_dir():
-            raise FileNotFoundError(f"box_root: no folder {self.root}; it should hold <image name>.png label maps")
+            raise FileNotFoundError(f"box_root: no folder {self.root}; it should hold <image name>.png label maps. "
+                                    "Make it, empty if nothing was delivered yet")  # fmt: skip
+        folders = [path for path in sorted(self.root.iterdir()) if path.is_dir() and re.match(r"\d+(_|$)", path.name)]
+        self.views = {int(path.name.partition("_")[0]): path for path in folders}
+        self.flat = any(path.suffix.lower() == ".png" and path.name[0] != "." for path in self.root.iterdir())
+        if len(folders) > len(self.views):
+            raise ValueError(f"{self.root}: two folders of one view: {', '.join(path.name for path in folders)}")
+        if folders and self.flat:
+            raise ValueError(f"{self.root}: holds label maps and folders of views ({folders[0].name}): leave one kind")
 
-    def predict(self, images: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
-        """Look the answers up by name; ValueError names what is missing, unreadable or of another size."""
+    def path(self, name: str, view: int = 0) -> Path:
+        """Where the answer to a view of an image belongs."""
+        folder = self.root if self.flat else self.views.get(view) or self.root / view_name(view)
+        return folder / f"{name}.png"
+
+    def predict(
+        self, images: np.ndarray, names: Sequence[str] | None = None, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Look the answers to the images as they are up by name, see :meth:`read`."""
         if names is None:
             raise ValueError("a folder of labels is asked by the images' names: predict(images, names)")
-        answers = []
-        for name, image in zip(names, images, strict=True):
-            path = self.root / f"{name}.png"
-            try:
-                labels = np.asarray(Image.open(path))
-            except FileNotFoundError:
-                raise ValueError(f"{path}: the vendor's folder has no labels for the image {name!r}") from None
-            except (OSError, SyntaxError) as error:
-                raise ValueError(f"{path}: cannot be read as a picture ({error})") from None
-            if labels.dtype != np.uint8 or labels.ndim != 2:
-                raise ValueError(f"{path}: must be an 8-bit PNG with one channel, is {labels.dtype} {labels.shape}")
-            if labels.shape != image.shape[:2]:
-                resized = Image.fromarray(labels).resize(image.shape[1::-1], Image.Resampling.NEAREST)
-                if labels.shape[0] * image.shape[1] != labels.shape[1] * image.shape[0]:
-                    raise ValueError(f"{path}: labels are {labels.shape}, the image is {image.shape[:2]} (H x W)")
-                labels = np.asarray(resized)
-            answers.append(labels)
-        return np.stack(answers)
+        return np.stack([self.read(name, 0, images.shape[1:3], images.shape[1:3], size) for name in names])
+
+    def read(
+        self, name: str, view: int, sent: tuple[int, int], photograph: tuple[int, int],
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """One answer.
+
+        Args:
+            name: of the image.
+            view: of it, from 0.
+            sent: (height, width) of the view.
+            photograph: (height, width) of the image before it was brought to the study's size. An answer has the size
+                of either, or any other of the proportions of one of them, a pixel more or less.
+            size: (height, width) wanted, the nearest pixels are taken; None: ``sent``.
+
+        Returns:
+            ``size`` uint8 train ids.
+
+        Raises:
+            ValueError: naming the file that is missing, unreadable, of other proportions or holds other ids.
+        """
+        path = self.path(name, view)
+        try:
+            labels = read_label_map(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: the vendor's folder has no labels for the image {name!r}") from None
+        if not any(_alike(labels.shape, other) for other in (sent, photograph)):
+            own = f", the photograph {photograph}" if photograph != sent else ""
+            raise ValueError(f"{path}: labels are {labels.shape}, the image is {sent}{own} (H x W): they must have the "
+                             "proportions of one of them")  # fmt: skip
+        labels = labels if self.space is None else self.space.from_file(labels, str(path))
+        height, width = size or sent
+        if labels.shape == (height, width):
+            return labels
+        return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+
+def _alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes are the same, or proportional within a pixel's rounding."""
+    (height, width), (h, w) = size, other
+    return size == other or (min(size) >= 16 and min(abs(height - width * h / w), abs(width - height * w / h)) <= 1)
 
 
 def ask(

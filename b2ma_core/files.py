@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import yaml
 from PIL import Image, ImageOps
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -61,11 +62,49 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(_plain(value), indent=1, allow_nan=False) + "\n").encode())
 
 
-def write_png(path: Path, array: np.ndarray) -> None:
-    """Write an 8-bit grey or RGB picture whole."""
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; by itself the last one wins."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of named values.
+
+    Raises:
+        ValueError: naming the file, and the line that is no YAML or a key that stands twice.
+    """
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: must hold lines of the form 'name: value'")
+    strange = [key for key in values if not isinstance(key, str)]
+    if strange:
+        raise ValueError(f"{path}: {strange[0]!r} is no name: must hold lines of the form 'name: value', and what YAML "
+                         "takes for a number or for yes and no needs quotes")  # fmt: skip
+    return values
+
+
+def png_bytes(array: np.ndarray) -> bytes:
+    """An 8-bit grey or RGB picture as a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_png(path: Path, array: np.ndarray) -> None:
+    """Write an 8-bit grey or RGB picture whole."""
+    write_bytes(path, png_bytes(array))
 
 
 def read_picture(path: str | Path) -> Image.Image:

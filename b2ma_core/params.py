@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from b2ma_core.labels import LABEL_SPACES
+from b2ma_core.files import load_yaml
+from b2ma_core.labels import LabelSpace, label_map, label_space
 
 VIEWS = 6  # len(queries.VIEWS), which imports torch; a test holds them together
 
@@ -59,7 +60,7 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?$")]  # or study+arm, see study/arms.py
-    label_space: Literal["cityscapes", "camvid"]
+    label_space: str  # the student's classes: cityscapes | camvid | a file in params/label_spaces/
     method: Literal["corrected", "published"] = "corrected"  # published: the defaults are PUBLISHED, above
     image_size: Size  # all images are brought to this size; labels are scored at their own
 
@@ -69,6 +70,7 @@ class Params(BaseModel):
     source_root: str | None = None
     source_image_size: Size | None = None  # None: image_size
     source_domain: Literal["game", "camera"] = "game"  # MiniCity
+    source_label_space: str | None = None  # of a folder's label maps; None: label_space. Others have their own
     source_sequences: list[str] | None = None  # CamVid: file names begin so; None: all
     source_train_split: str = "train"  # several are joined by +
     source_train_images: Count | None = None
@@ -77,6 +79,7 @@ class Params(BaseModel):
     target_dataset: Literal["minicity", "camvid", "folder", "cityscapes", "gta5", "synthia"]
     target_root: str | None = None
     target_domain: Literal["game", "camera"] = "camera"
+    target_label_space: str | None = None
     target_sequences: list[str] | None = None
     target_train_split: str = "train"
     target_train_images: Count | None = None
@@ -88,6 +91,8 @@ class Params(BaseModel):
     # --- the owner's side
     box: Literal["model", "folder"] = "model"  # folder: label PNGs that a vendor delivered
     box_root: str | None = None
+    box_label_space: str | None = None  # the classes that the box's answers speak of; None: label_space
+    box_label_map: str | None = None  # file in params/label_spaces/ that joins them; None: <box's>_to_<label_space>
     box_flip: bool = True  # average the logits of the image and its mirror image
     box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that a model is asked for
     vote_exponent: NotNegative = (
@@ -165,14 +170,30 @@ class Params(BaseModel):
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes
     save_every: Count = 50  # steps between two checkpoints
 
+    @field_validator("label_space", "source_label_space", "target_label_space", "box_label_space")
+    @classmethod
+    def _exists(cls, name):
+        if name is not None:
+            label_space(name)
+        return name
+
     @model_validator(mode="after")
     def _fits_together(self):
         for side in ("source", "target"):
             kind, root = getattr(self, f"{side}_dataset"), getattr(self, f"{side}_root")
             if kind not in ("minicity", "none") and not root:
                 raise ValueError(f"{side}_root: {side}_dataset is {kind!r}, so name its folder here")
-            if kind in ("cityscapes", "gta5", "synthia") and self.label_space != "cityscapes":
-                raise ValueError(f"label_space: {side}_dataset {kind!r} has the cityscapes classes")
+            if kind != "folder" and getattr(self, f"{side}_label_space"):
+                raise ValueError(f"{side}_label_space: is for the data set 'folder', {kind!r} has classes of its own")
+            if kind != "none":
+                try:
+                    self.label_map(side)
+                except ValueError as error:
+                    native = self.space_of(side).name
+                    raise ValueError(
+                        f"label_space: {side}_dataset {kind!r} has the classes of {native!r}, and a map "
+                        f"has to join them to those of {self.label_space!r}: {error}"
+                    ) from None
             for part in ("train", "val", "test"):
                 split = getattr(self, f"{side}_{part}_split", None)
                 if kind == "minicity" and split and not getattr(self, f"{side}_{part}_images"):
@@ -183,6 +204,19 @@ class Params(BaseModel):
             raise ValueError("teacher_votes: must be 0 with confidence 'logit', votes are added to probabilities")
         if self.box == "folder" and not self.box_root:
             raise ValueError("box_root: box is 'folder', so name the folder of label PNGs here")
+        if self.box == "model" and (self.box_label_space or self.box_label_map):
+            raise ValueError("box_label_space: a model that is trained here learns the classes of label_space; the "
+                             "source's labels are joined to them as they are read")  # fmt: skip
+        if self.box_label_map and not self.box_label_space:
+            raise ValueError("box_label_map: set box_label_space, too: the classes that the map is from")
+        try:
+            self.label_map("box")
+        except ValueError as error:
+            raise ValueError(f"box_label_{'map' if self.box_label_map else 'space'}: {error}") from None
+        if self.box_confidence and (self.box != "model" or self.box_queries > 1):
+            raise ValueError("box_confidence: the owner's confidence belongs to the model's one answer to the image as "
+                             "it is: set box to 'model' and box_queries to 1, or leave it out; of several answers the "
+                             "agreement is the confidence")  # fmt: skip
         if self.box == "model" and self.source_dataset == "none" and self.source_steps > 0:
             raise ValueError("source_dataset: 'none' leaves nothing to train on; set box to 'folder', "
                              "or source_start to a weights file and source_steps to 0")  # fmt: skip
@@ -198,12 +232,32 @@ class Params(BaseModel):
                 raise ValueError(f"{name}: needs 1 <= lowest <= highest, got {[lowest, highest]}")
         if min(self.image_size) // self.grid < 16:
             raise ValueError(f"grid: {self.grid} x {self.grid} cells of {self.image_size} are under 16 pixels")
-        classes = LABEL_SPACES[self.label_space].num_classes
+        classes = self.space.num_classes
         if self.rare_classes is not None and any(c >= classes for c in self.rare_classes):
             raise ValueError(f"rare_classes: {self.rare_classes} leave 0 .. {classes - 1} of {self.label_space}")
         if self.stage1_steps <= self.warmup_steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} must be less than stage1_steps")
         return self
+
+    @property
+    def space(self) -> LabelSpace:
+        """The classes of the study."""
+        return label_space(self.label_space)
+
+    def space_of(self, what: str) -> LabelSpace:
+        """The classes that the label maps of "source" or "target" hold on disk, or those of the "box"'s answers."""
+        kind = getattr(self, f"{what}_dataset", "folder")
+        own = {"folder": getattr(self, f"{what}_label_space"), "camvid": "camvid", "none": None}.get(kind, "cityscapes")
+        return label_space(own or self.label_space)
+
+    def label_map(self, what: str) -> np.ndarray | None:
+        """``(256,)`` uint8 table from the train ids of :meth:`space_of` to the study's; None where they are the same.
+
+        Raises:
+            ValueError: if there is no such map in ``params/label_spaces/``; or listing what is wrong with it.
+        """
+        own, name = self.space_of(what), self.box_label_map if what == "box" else None
+        return None if own.name == self.label_space and not name else label_map(own, self.space, name)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """What a run made with ``other`` was told otherwise, as ``name: then -> now`` lines."""
@@ -282,12 +336,9 @@ def _read(path: Path) -> dict[str, Any]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ParamsError(f"{path}: no such study{hint} (there are: {', '.join(known) or 'none'})")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise ParamsError(f"{path}: must hold lines of the form 'name: value'")
-    return values
+        return load_yaml(path)
+    except ValueError as error:
+        raise ParamsError(str(error)) from None
 
 
 def _explain(error: dict) -> str:

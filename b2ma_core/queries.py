@@ -79,18 +79,28 @@ VIEWS = (  # name, change of the pixels, enlargement
 )
 
 
+def view_name(view: int) -> str:
+    """What a view's folder is called: ``0_as_it_is``, ``1_quiet_exposed`` .."""
+    return f"{view}_" + VIEWS[view][0].replace(", ", "_").replace(" ", "_")
+
+
+def view_size(size: tuple[int, int], view: int) -> tuple[int, int]:
+    """(height, width) of a view of an image: sides of the larger and smaller are the nearest multiples of 8 pixels."""
+    scale = VIEWS[view][2]
+    return tuple(size) if scale == 1 else tuple(max(round(side * scale / 8), 1) * 8 for side in size)
+
+
 def views(images: np.ndarray, count: int) -> list[np.ndarray]:
     """The first ``count`` views (1 .. 6) of ``(N, H, W, 3)`` uint8 RGB images; the first is the images themselves.
 
-    Sides of the larger and smaller ones are the nearest multiples of 8 pixels. All cut off nothing and mirror
-    nothing, so that an answer, brought back to H and W, lies in the image's frame.
+    All cut off nothing and mirror nothing, so that an answer, brought back to H and W, lies in the image's frame.
     """
     batch = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2)
     seen = []
-    for _, change, scale in VIEWS[:count]:
+    for number, (_, change, scale) in enumerate(VIEWS[:count]):
         view = change(batch)
         if scale != 1:
-            view = T.resize(view, [max(round(side * scale / 8), 1) * 8 for side in batch.shape[2:]], antialias=True)
+            view = T.resize(view, list(view_size(batch.shape[2:], number)), antialias=True)
         seen.append(np.ascontiguousarray(view.permute(0, 2, 3, 1).numpy()))
     return seen
 

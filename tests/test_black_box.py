@@ -7,7 +7,7 @@ from torch import nn
 
 from b2ma_core.black_box import LabelFolder, LocalModel, ask
 from b2ma_core.data import datasets
-from b2ma_core.labels import CITYSCAPES
+from b2ma_core.labels import CAMVID, CITYSCAPES
 from b2ma_core.study.pseudo_labels import rank_by_entropy
 from b2ma_core.study.records import Run
 
@@ -52,6 +52,58 @@ def test_a_folder_with_gaps_or_broken_files_is_named(tmp_path):
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a.png: labels are \(16, 16\), the image is \(16, 32\)"):
         LabelFolder(tmp_path).predict(IMAGES, NAMES)
+
+
+@pytest.mark.parametrize("size", [(16, 32), (60, 90), (50, 100), (34, 50), (90, 134)])
+def test_an_answer_may_have_the_images_or_the_photographs_proportions(tmp_path, size):
+    """The photograph, 60 x 90, was brought to 16 x 32; answers at both, at twice, half and one and a half of either."""
+    height, width = size
+    quarters = 2 * (np.arange(height)[:, None] >= height / 2) + (np.arange(width) >= width / 2)
+    Image.fromarray(quarters.astype(np.uint8)).save(tmp_path / "a.png")
+    box = LabelFolder(tmp_path)
+    for wanted in ((16, 32), (60, 90)):
+        rows, columns = (np.arange(side) >= side / 2 for side in wanted)
+        assert np.array_equal(box.read("a", 0, (16, 32), (60, 90), wanted), 2 * rows[:, None] + columns)
+    assert box.read("a", 0, (16, 32), (60, 90)).shape == (16, 32)
+
+
+@pytest.mark.parametrize("size", [(90, 60), (32, 16), (60, 60), (58, 90), (8, 12), (61, 40)])
+def test_an_answer_of_other_proportions_is_named_with_all_sizes(tmp_path, size):
+    Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "a.png")
+    said = rf"a.png: labels are \({size[0]}, {size[1]}\), the image is \(16, 32\), the photograph \(60, 90\)"
+    with pytest.raises(ValueError, match=said):
+        LabelFolder(tmp_path).read("a", 0, (16, 32), (60, 90))
+
+
+def test_answers_hold_the_ids_of_the_vendors_files(tmp_path):
+    Image.fromarray(np.full((16, 32), 11, np.uint8)).save(tmp_path / "a.png")
+    assert (LabelFolder(tmp_path, CAMVID).read("a", 0, (16, 32), (16, 32)) == 255).all()  # SegNet's void
+    Image.fromarray(np.full((16, 32), 26, np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a.png: holds \[26\], but label maps of 'cityscapes' .*look like label ids"):
+        LabelFolder(tmp_path, CITYSCAPES).read("a", 0, (16, 32), (16, 32))
+    Image.new("RGB", (32, 16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png: labels must be an 8-bit PNG with one channel"):
+        LabelFolder(tmp_path, CITYSCAPES).predict(IMAGES[:1], NAMES[:1])
+    Image.fromarray(np.zeros((16, 32), np.uint8)).save(tmp_path / "a.png", "JPEG")
+    with pytest.raises(ValueError, match="a.png: holds JPEG"):
+        LabelFolder(tmp_path, CITYSCAPES).predict(IMAGES[:1], NAMES[:1])
+
+
+def test_folders_of_views_are_known_by_their_numbers(tmp_path):
+    for view, name in enumerate(("0_as_it_is", "1_brighter", "10_x")):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((16, 32), view, np.uint8)).save(tmp_path / name / "a.png")
+    box = LabelFolder(tmp_path)
+    assert [box.read("a", view, (16, 32), (16, 32))[0, 0] for view in (0, 1, 10)] == [0, 1, 2] and not box.flat
+    with pytest.raises(ValueError, match="2_quiet_full_contrast/a.png: the vendor's folder has no labels"):
+        box.read("a", 2, (16, 32), (16, 32))
+    Image.fromarray(np.zeros((16, 32), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="holds label maps and folders of views"):
+        LabelFolder(tmp_path)
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "1_again").mkdir()
+    with pytest.raises(ValueError, match="two folders of one view: .*1_again, 1_brighter"):
+        LabelFolder(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from conftest import photo, same_tree
 from PIL import Image
 
+from b2ma_core import labels as label_spaces
 from b2ma_core import minicity
 from b2ma_core.data import datasets
 from b2ma_core.files import PROJECT
@@ -363,6 +364,35 @@ def test_minicity_is_read_in_camvids_classes(smoke_params, tmp_path):
     # road, sidewalk, building, wall, fence, pole, light, sign, vegetation, terrain, sky, person, rider and so on
     table = np.array([3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10])
     assert np.array_equal(labels[0], table[fine])
+
+
+def test_a_folder_in_other_classes_is_joined_and_made_again_when_its_map_changes(folder_params, street_folder, tmp_path,
+                                                                                 monkeypatch):  # fmt: skip
+    """Cityscapes' classes, stored as 10 times the train id and 7 for void, become two classes of the study."""
+    spaces = tmp_path / "spaces"
+    spaces.mkdir()
+    monkeypatch.setattr(label_spaces, "FOLDER", spaces)
+    lines = [f"  {name}: {{id: {10 * i}, color: [0, 0, 0]}}" for i, name in enumerate(label_spaces.CITYSCAPES.names)]
+    (spaces / "tens.yaml").write_text("classes:\n" + "\n".join(lines) + "\nvoid: [7]\n")
+    (spaces / "two.yaml").write_text("classes: {street: {color: [0, 0, 0]}, other: {color: [1, 1, 1]}}\n")
+    joined = {name: "street" if name in ("road", "sidewalk") else "other" for name in label_spaces.CITYSCAPES.names}
+    joined["sky"] = "ignored"
+    (spaces / "tens_to_two.yaml").write_text("".join(f"{a}: {b}\n" for a, b in joined.items()))
+    (spaces / "cityscapes_to_two.yaml").write_text("".join(f"{a}: {b}\n" for a, b in joined.items()))
+    for path in [*street_folder.glob("*annot/*.png")]:
+        fine = photo(path)
+        Image.fromarray(np.where(fine == 255, 7, 10 * np.minimum(fine, 18)).astype(np.uint8)).save(path)
+    values = {**folder_params.model_dump(), "label_space": "two", "target_label_space": "tens"}
+    _, fine = minicity.render(0, "camera", "val", size=(64, 128))
+    expected = np.where(fine <= 1, 0, np.where((fine == 10) | (fine == 255), 255, 1))
+    params = check_params(values, "x")
+    assert np.array_equal(datasets.prepare(params, 1, tmp_path / "data")["target_val"].labels[0], expected)
+    path = spaces / "tens_to_two.yaml"
+    path.write_text(path.read_text().replace("sky: ignored", "sky: other"))
+    again = datasets.prepare(params, 1, tmp_path / "data")["target_val"].labels[0]
+    assert np.array_equal(again, np.where(expected == 255, np.where(fine == 10, 1, 255), expected))
+    with pytest.raises(ValueError, match=r"holds \[10, .*but label maps of 'two' hold 0 .. 1, and 255"):
+        datasets.prepare(check_params({**values, "target_label_space": None}, "x"), 1, tmp_path / "data")
 
 
 def test_a_part_that_was_not_prepared_names_the_notebook(smoke_params, tmp_path):

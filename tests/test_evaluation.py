@@ -6,11 +6,13 @@ import torch
 from conftest import photo
 from PIL import Image
 
+from b2ma_core.black_box import LabelFolder
 from b2ma_core.data import datasets
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
 from b2ma_core.report import evaluation, results
+from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import Run
 from b2ma_core.study.training import make_fabric, predict
 
@@ -71,3 +73,22 @@ def test_predictions_are_written_at_each_images_own_size(finished):
     assert shown.shape == (6, 32, 64)
     written = sorted(finished.path("predictions", "target_val").iterdir())
     assert all(photo(path).shape == (64, 128) for path in written)
+
+
+def test_a_delivered_folder_is_scored_as_source_only_and_its_views_as_votes(finished, tmp_path):
+    """Three answers an image: the truth moved by 4, by 8, by 8 columns; two of three say the same."""
+    for view, shift in enumerate((4, 8, 8)):
+        (tmp_path / "box" / f"{view}_x").mkdir(parents=True)
+        for name, truth in zip(finished.val.names, finished.val.labels, strict=True):
+            Image.fromarray(np.roll(truth, shift, 1)).save(tmp_path / "box" / f"{view}_x" / f"{name}.png")
+    run = Run(finished.params.model_copy(update={"box_queries": 3, "vote_exponent": 0.0}), 1, tmp_path / "runs")
+    save_weights(finished.model.state_dict(), run.path("stage1", "student.safetensors"))
+    assert list(evaluation.evaluate_run(run, False)[0]["rows"]) == ["stage 1"]  # nothing was delivered for these images
+    ask_for_labels(run, LabelFolder(tmp_path / "box"), finished.val)
+    rows = evaluation.evaluate_run(run, False)[0]["rows"]
+    assert list(rows) == ["source-only", "votes", "stage 1"]
+    for row, shift in (("source-only", 4), ("votes", 8)):
+        expected = ConfusionMatrix(19)
+        for truth in finished.val.labels:
+            expected.update(np.roll(truth, shift, 1), np.array(truth))
+        assert rows[row]["miou"] == pytest.approx(expected.miou(), abs=1e-12)

@@ -13,8 +13,8 @@ from PIL import Image
 from b2ma_core import minicity
 from b2ma_core.data import datasets, layouts
 from b2ma_core.files import read_label_map, read_picture
-from b2ma_core.labels import CITYSCAPES
-from b2ma_core.params import ParamsError, check_params
+from b2ma_core.labels import CITYSCAPES, label_map, label_space
+from b2ma_core.params import check_params
 
 LABEL_IDS = np.array([*CITYSCAPES.label_ids, *[0] * 237], np.uint8)
 SYNTHIA_IDS = {train_id: own for own, train_id in layouts.SYNTHIA_TRAIN_IDS.items()}
@@ -322,10 +322,20 @@ def test_results_come_in_order_and_few_wait():
     assert given == 50
 
 
-def test_real_data_sets_have_the_classes_of_cityscapes(smoke_params):
-    with pytest.raises(ParamsError, match="label_space: source_dataset 'gta5' has the cityscapes classes"):
-        check_params({**smoke_params.model_dump(), "label_space": "camvid", "source_dataset": "gta5",
-                      "source_root": "x"}, "x")  # fmt: skip
+@pytest.mark.parametrize("space", ["camvid", "idd_lite"])
+def test_gta5_is_joined_to_the_studys_classes(smoke_params, gta5, tmp_path, space):
+    params = check_params({**params_for(smoke_params, "gta5", gta5, "train").model_dump(), "label_space": space}, "x")
+    labels = datasets.prepare(params, 1, tmp_path / "data")["source_train"].labels[1]
+    _, fine = scene(0)
+    table = label_map(CITYSCAPES, label_space(space))
+    assert np.array_equal(labels, table[fine]) and set(np.unique(labels)) <= {
+        *range(label_space(space).num_classes),
+        255,
+    }
+    for path in (gta5 / "labels").iterdir():
+        Image.fromarray(CITYSCAPES.encode(photo(path))).save(path)
+    with pytest.raises(ValueError, match="look like train ids where label ids belong"):
+        datasets.prepare(params, 1, tmp_path / "data")
 
 
 def test_label_ids_are_converted_to_files_of_train_ids(gta5, tmp_path, capsys):

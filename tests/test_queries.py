@@ -3,14 +3,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import photo
 from PIL import Image
 
 from b2ma_core import minicity
-from b2ma_core.black_box import LocalModel
+from b2ma_core.black_box import LabelFolder, LocalModel
 from b2ma_core.data import datasets
 from b2ma_core.files import write_png
+from b2ma_core.labels import CAMVID, CITYSCAPES, label_map
 from b2ma_core.models import build_model
-from b2ma_core.queries import PHOTO_MEAN, VIEWS, agreement, expose, noise_level, plurality, quieten, views, vote
+from b2ma_core.params import check_params
+from b2ma_core.queries import (
+    PHOTO_MEAN,
+    VIEWS,
+    agreement,
+    expose,
+    noise_level,
+    plurality,
+    quieten,
+    view_name,
+    views,
+    vote,
+)
+from b2ma_core.study.deliveries import deliveries
 from b2ma_core.study.pseudo_labels import ask_for_labels, in_frame, read_confidences, read_labels, read_pseudo_labels
 from b2ma_core.study.records import Run
 
@@ -189,3 +204,104 @@ def test_answers_that_are_all_void_are_refused(smoke_params, tmp_path):
     data = datasets.load(smoke_params, "target_val", tmp_path / "data")
     with pytest.raises(ValueError, match="answers to all 8 images of target_val are void"):
         ask_for_labels(Run(smoke_params, 0, tmp_path), Mute(), data)
+
+
+@pytest.fixture
+def vendor(folder_params, street_folder, distinct_names, tmp_path):
+    """A study of CamVid's classes whose box, of Cityscapes', is an empty folder; images at half their size."""
+    values = {
+        **folder_params.model_dump(), "label_space": "camvid", "target_label_space": "cityscapes", "box": "folder",
+        "box_root": str(tmp_path / "box"), "box_label_space": "cityscapes", "box_queries": 5, "image_size": [32, 64],
+        "grid": 2, "source_dataset": "none",
+    }  # fmt: skip
+    (tmp_path / "box").mkdir()
+    run = Run(check_params(values, "x"), 0, tmp_path / "runs")
+    parts = datasets.prepare(run.params, 1, tmp_path / "data")
+    run.parts = [parts["target_val"], parts["target_train"]]
+    run.outbox = tmp_path / "data" / "folder" / "outbox"
+    run.box = lambda: LabelFolder(tmp_path / "box", CITYSCAPES)
+    run.deliveries = lambda: deliveries(run.params, run.box(), run.parts, 3, tmp_path / "data")
+    return run
+
+
+def answer(outbox, box, chosen="*/*.png") -> dict:
+    """A vendor who answers what lies in the outbox: by the brightness of a pixel, at the view's own size."""
+    answers = {}
+    for path in sorted(outbox.glob(chosen)):
+        labels = (photo(path).mean(2) // 14).astype(np.uint8)
+        target = box / path.relative_to(outbox)
+        target.parent.mkdir(exist_ok=True)
+        Image.fromarray(labels).save(target)
+        answers[path.parent.name, path.stem] = labels
+    return answers
+
+
+def test_what_a_folder_lacks_lies_in_the_outbox_until_it_is_there(vendor, tmp_path):
+    val, train = vendor.parts
+    with pytest.raises(
+        FileNotFoundError, match="0 of 20 label maps of target_train are there, the next is .*0_as_it_is/seq_0.png"
+    ):
+        vendor.deliveries()
+    for part in vendor.parts:
+        for k, view in enumerate(views(part.images, 5)):
+            for name, image in zip(part.names, view, strict=True):
+                assert np.array_equal(photo(vendor.outbox / view_name(k) / f"{name}.png"), image)
+    assert len(list(vendor.outbox.glob("*/*.png"))) == 30
+    assert photo(vendor.outbox / "4_quiet_exposed_larger" / "seq_0.png").shape == (40, 80, 3)
+
+    first = answer(vendor.outbox, tmp_path / "box", "[01]_*/seq_[0-3].png")
+    before = {path: path.stat().st_mtime_ns for path in vendor.outbox.glob("*/*.png")}
+    with pytest.raises(
+        FileNotFoundError, match="8 of 20 .*22 images .10 of them for scores alone.*or set box_queries to 2"
+    ):
+        vendor.deliveries()
+    left = {path: path.stat().st_mtime_ns for path in vendor.outbox.glob("*/*.png")}
+    assert len(left) == 22 and all(before[path] == stamp for path, stamp in left.items())  # nothing is asked for twice
+    assert not {(path.parent.name, path.stem) for path in left} & set(first)
+
+    said = {**first, **answer(vendor.outbox, tmp_path / "box", "*/seq_[0-3].png")}
+    parts, notes = vendor.deliveries()
+    assert [part.name for part in parts] == ["target_train"]
+    assert notes == ["target_val: the box is not scored on it, 10 of 10 answers are missing"]
+    said |= answer(vendor.outbox, tmp_path / "box")
+    parts, notes = vendor.deliveries()
+    assert [part.name for part in parts] == ["target_val", "target_train"] and not notes
+    assert not list(vendor.outbox.glob("*/*.png"))
+
+    table = label_map(CITYSCAPES, CAMVID)
+    for part, size in ((val, (64, 128)), (train, (32, 64))):
+        plain = ask_for_labels(vendor, vendor.box(), part, asked=vendor.parts)
+        for i, name in enumerate(part.names):
+            answers = [np.asarray(Image.fromarray(table[said[view_name(k), name]]).resize(size[::-1], Image.Resampling.NEAREST))
+                       for k in range(5)]  # fmt: skip
+            assert np.array_equal(plain[i], answers[0])
+            votes, shares = vote(np.stack(answers)[:, None], 11, vendor.params.vote_exponent)
+            assert np.array_equal(read_pseudo_labels(vendor, part)[i], votes[0])
+            assert np.abs(read_confidences(vendor, part)[i] - 255 * shares[0]).max() <= 0.5
+
+
+def test_a_flat_folder_is_one_answer_an_image(vendor, tmp_path):
+    val, train = vendor.parts
+    for i, name in enumerate(train.names[:3]):
+        Image.fromarray(np.full((64, 128), i, np.uint8)).save(tmp_path / "box" / f"{name}.png")
+    with pytest.raises(FileNotFoundError, match="3 of 4 .*the next is .*box/seq_3.png.*under the name of its image"):
+        vendor.deliveries()
+    assert {path.parent.name for path in vendor.outbox.glob("*/*.png")} == {"0_as_it_is"}
+    Image.fromarray(np.full((64, 128), 10, np.uint8)).save(tmp_path / "box" / "seq_3.png")
+    parts, notes = vendor.deliveries()
+    assert [part.name for part in parts] == ["target_train"] and "2 of 2 answers are missing" in notes[0]
+    plain = ask_for_labels(vendor, vendor.box(), train)
+    assert plain[:, 0, 0].tolist() == [3, 4, 1, 0] and (read_pseudo_labels(vendor, train) == plain).all()
+    assert read_confidences(vendor, train) is None
+
+
+def test_other_images_under_the_same_names_are_not_taken_for_the_training_images(
+    folder_params, street_folder, tmp_path
+):
+    params = check_params(
+        {**folder_params.model_dump(), "box": "folder", "box_root": str(street_folder / "trainannot")}, "x"
+    )
+    parts = datasets.prepare(params, 1, tmp_path / "data")
+    chosen, notes = deliveries(params, LabelFolder(street_folder / "trainannot"), [parts["target_val"], parts["target_train"]],
+                               data=tmp_path / "data")  # fmt: skip
+    assert [part.name for part in chosen] == ["target_train"] and "other images under names of target_train" in notes[0]

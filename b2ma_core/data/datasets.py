@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from b2ma_core import minicity
-from b2ma_core.labels import LABEL_SPACES, cityscapes_to_camvid
+from b2ma_core.labels import LabelSpace
 from b2ma_core.data.layouts import (
     IMAGE_SUFFIXES,
     LAYOUTS,
@@ -59,7 +59,8 @@ class Part:
     count: int | None
     world_seed: int
     version: int
-    label_space: str
+    space: LabelSpace  # of its label maps
+    label_map: tuple[int, ...] | None  # from the space's train ids to the study's; None: they are the same
     size: list[int]
     native_labels: bool  # scored parts keep their labels' own size
 
@@ -180,7 +181,8 @@ def parts(params: Params) -> dict[str, Part]:
             count=getattr(params, f"{name}_images"),
             world_seed=params.world_seed if drawn else 0,
             version=minicity.VERSION if drawn else 0,
-            label_space=params.label_space,
+            space=params.space_of(side),
+            label_map=None if (table := params.label_map(side)) is None else tuple(table.tolist()),
             size=(params.source_image_size if side == "source" else None) or params.image_size,
             native_labels=role == "val",
         )
@@ -246,11 +248,11 @@ def _read(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None, tuple[
     if part.dataset == "minicity":
         domain, split, index = item.image
         image, labels = minicity.render(index, domain, split, part.world_seed, (height, width))
-        return image, cityscapes_to_camvid(labels) if part.label_space == "camvid" else labels, (height, width)
+        return image, _mapped(labels, part), (height, width)
     image = read_image(item.image)
     labels = None
     if item.labels is not None:
-        labels = read_train_ids(item.labels, part.dataset, LABEL_SPACES[part.label_space])
+        labels = _mapped(read_train_ids(item.labels, part.dataset, part.space), part)
         if labels.shape[::-1] != image.size:
             turned = "; were they drawn before its EXIF orientation turned it?" if labels.shape == image.size else ""
             raise ValueError(f"{item.labels}: labels are {labels.shape[::-1]}, the image is {image.size} (W x H){turned}")
@@ -258,6 +260,11 @@ def _read(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None, tuple[
             labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
     resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     return resized, labels, (image.height, image.width)
+
+
+def _mapped(labels: np.ndarray, part: Part) -> np.ndarray:
+    """Train ids of the part's space to the study's."""
+    return labels if part.label_map is None else np.array(part.label_map, np.uint8)[labels]
 
 
 def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "data") -> dict[str, Data]:
@@ -388,7 +395,9 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
         listed = "\n  ".join(problems)
         raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {listed}")
     why = _why_unlabelled(part, items, absent, void)
-    if why is None and part.dataset in ("cityscapes", "gta5") and pixels[6:19].sum() == 0:
+    meant = list(part.label_map or range(256))
+    late = sorted(set(meant[6:19]) - {*meant[:6], 255})  # what train ids that are read as label ids never become
+    if why is None and part.dataset in ("cityscapes", "gta5") and late and pixels[late].sum() == 0:
         raise ValueError(
             f"{part.name}: {items[0].labels} and all others: no light, sign, plant, sky, person or vehicle anywhere; "
             "these look like train ids where label ids belong: read such maps with the data set 'folder'"

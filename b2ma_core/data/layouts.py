@@ -134,6 +134,11 @@ def read_image(path: str) -> Image.Image:
 def read_train_ids(path: str, dataset: str, space: LabelSpace) -> np.ndarray:
     """``(H, W)`` uint8 train ids of a label file.
 
+    Args:
+        path: the file.
+        dataset: key of ``LAYOUTS``.
+        space: what the ids in the files mean; Cityscapes, GTA5 and SYNTHIA have their own.
+
     Raises:
         ValueError: naming the file that is missing, broken, has other channels, or ids that the layout does not know.
     """
@@ -145,10 +150,7 @@ def read_train_ids(path: str, dataset: str, space: LabelSpace) -> np.ndarray:
         raise ValueError(f"{error}; each image needs its labels, or none of them has any") from None
     if dataset in ("cityscapes", "gta5"):
         return _encode(labels, path)
-    if dataset == "camvid":
-        labels = np.where(labels == 11, space.ignore_index, labels)  # void on disk
-    space.check(labels, path)
-    return labels
+    return space.from_file(labels, path)
 
 
 def _encode(label_ids: np.ndarray, path: str) -> np.ndarray:

@@ -10,10 +10,10 @@ from PIL import Image
 
 from b2ma_core.data.datasets import Data, class_frequencies, load
 from b2ma_core.files import write_bytes, write_png
-from b2ma_core.labels import LABEL_SPACES, LabelSpace
+from b2ma_core.labels import LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.report.results import gap_closed
-from b2ma_core.study.pseudo_labels import queries, read_labels
+from b2ma_core.study.pseudo_labels import read_labels, voted
 from b2ma_core.study.records import Run
 from b2ma_core.study.stages import trained_model
 from b2ma_core.study.training import make_fabric, predict, score
@@ -47,7 +47,7 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
         ``gap_closed`` of the last row (None without oracle), ``class_shares`` of the truth and ``scored_on``.
         Without labels to score with, rows are empty. A few images with predictions go to ``records/samples.npz``.
     """
-    params, space = run.params, LABEL_SPACES[run.params.label_space]
+    params, space = run.params, run.params.space
     fabric, val = make_fabric(params), load(params, "target_val")
     scores: dict[str, ConfusionMatrix] = {}
     rows: dict[str, dict] = {}
@@ -55,7 +55,7 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
     names = [*row_names(run), *(["oracle"] if with_oracle else [])]
     if labelled:
         parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
-        for name in [*(BOX_ROWS[: 1 + (queries(params) > 1)] if params.box == "model" else []), *names]:
+        for name in [*_box_rows(run, val), *names]:
             apart = _score_apart(run, name, parts, fabric)
             scores[name] = ConfusionMatrix(space.num_classes)
             for s in apart.values():
@@ -99,9 +99,16 @@ def load_samples(run: Run) -> dict[str, np.ndarray]:
         return {name.replace("_", " "): file[name] for name in file.files}
 
 
+def _box_rows(run: Run, val: Data) -> tuple[str, ...]:
+    """What of the box can be scored; a folder of labels may have none for these images."""
+    if run.params.box == "folder" and not run.path("labels", val.name).is_dir():
+        return ()
+    return BOX_ROWS[: 1 + voted(run, val)]
+
+
 def _score_apart(run: Run, name: str, parts: dict[str, Data], fabric: Fabric) -> dict[str, ConfusionMatrix]:
     """Confusion matrices of one row, by split."""
-    classes = LABEL_SPACES[run.params.label_space].num_classes
+    classes = run.params.space.num_classes
     if name in BOX_ROWS:
         return {split: _score_labels(read_labels(run, part, name == "votes"), part, classes)
                 for split, part in parts.items()}  # fmt: skip
@@ -143,7 +150,7 @@ def _best(run: Run, row: str) -> float | None:
 def _scored_on(run: Run, val: Data | None, labelled: bool) -> str:
     if not labelled:
         return "nothing was scored: the target has no validation labels"
-    text = f"mIoU over {LABEL_SPACES[run.params.label_space].num_classes} classes on {len(val)} target images"
+    text = f"mIoU over {run.params.space.num_classes} classes on {len(val)} target images"
     train = load(run.params, "target_train")
     if set(train.names) & set(val.names):
         text += " (the oracle was trained on these very images)"

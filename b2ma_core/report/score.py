@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from b2ma_core.data.datasets import Data, load
 from b2ma_core.files import PROJECT, read_label_map, write_bytes, write_json, write_png
-from b2ma_core.labels import LABEL_SPACES, LabelSpace
+from b2ma_core.labels import LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, load_weights
 from b2ma_core.params import load_params
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Predict or read, score where there are labels, write what was asked for."""
     params = load_params(PROJECT / "params" / f"{args.study}.yaml")
-    space, part = LABEL_SPACES[params.label_space], load(params, args.part)
+    space, part = params.space, load(params, args.part)
     if part is None:
         raise ValueError(f"--part: {args.study} has no {args.part}")
     if args.predictions and not args.predictions.is_dir():

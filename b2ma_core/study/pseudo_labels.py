@@ -11,18 +11,24 @@ import torchvision.transforms.v2.functional as T
 from PIL import Image
 from tqdm import tqdm
 
-from b2ma_core.black_box import BlackBox, LocalModel, ask
+from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
 from b2ma_core.data.datasets import Data, LabelMaps, together
-from b2ma_core.files import whole_file, write_bytes, write_png
-from b2ma_core.labels import LABEL_SPACES
+from b2ma_core.files import read_label_map, whole_file, write_bytes, write_png
 from b2ma_core.params import Params
-from b2ma_core.queries import views, vote
+from b2ma_core.queries import view_size, views, vote
 from b2ma_core.study.records import Run
 
 
-def queries(params: Params) -> int:
-    """How often the box is asked for each image; a folder of labels has one answer to give."""
-    return params.box_queries if params.box == "model" else 1
+def queries(params: Params, box: BlackBox) -> int:
+    """How many views of each image the box answers; a folder without folders of views has one answer to give."""
+    return 1 if isinstance(box, LabelFolder) and box.flat else params.box_queries
+
+
+def voted(run: Run, data: Data) -> bool:
+    """Whether a part has the answers to several views."""
+    if run.params.box == "folder":  # 02 has seen how many there are
+        return run.path("labels", f"{data.name}_votes").is_dir()
+    return run.params.box_queries > 1
 
 
 def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: Sequence[Data] = ()) -> np.ndarray:
@@ -45,22 +51,19 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
     Raises:
         ValueError: if the box's answer is no map of train ids, see :func:`black_box.ask`, or all answers are void.
     """
-    space, count = LABEL_SPACES[run.params.label_space], queries(run.params)
-    for other in asked:
+    space, count = run.params.space, queries(run.params, box)
+    for other in asked if not isinstance(box, LabelFolder) else ():  # looking up costs nothing
         _take_over(run, data, other)
     todo = [i for i, name in enumerate(data.names) if not run.path("labels", data.name, f"{name}.png").is_file()]
     for indices in tqdm(list(data.batches(batch, todo)), desc=f"ask for {data.name}", unit="batch", mininterval=5):
-        own = answer_size(data, indices[0])
-        size = own if isinstance(box, LocalModel) and own != data.images.shape[1:3] else None
-        images, names = np.array(data.images[indices]), [data.names[i] for i in indices]
-        answers = [ask(box, view, names, space, size) for view in views(images, count)]
-        answers = np.stack([in_frame(answer, answers[0].shape[1:]) for answer in answers])
+        names, answers = [data.names[i] for i in indices], ask_views(run, box, data, indices)
         kept = {"_color": [space.colorize(labels) for labels in answers[0]]}
         if count > 1:
             kept["_votes"], shares = vote(answers, space.num_classes, run.params.vote_exponent)
             kept["_confidence"] = (shares * 255).round().astype(np.uint8)
-        if run.params.box_confidence and isinstance(box, LocalModel):
-            kept["_confidence"] = (box.predict_with_confidence(images, size)[1] * 255).round().astype(np.uint8)
+        if run.params.box_confidence:  # of a model's one answer, see params.py
+            confidence = box.predict_with_confidence(data.images[indices], answers.shape[2:])[1]
+            kept["_confidence"] = (confidence * 255).round().astype(np.uint8)
         for suffix, maps in {**kept, "": answers[0]}.items():  # the plain answers last: they say that all is there
             for name, values in zip(names, maps, strict=True):
                 write_png(run.path("labels", data.name + suffix, f"{name}.png"), values)
@@ -69,6 +72,28 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
         raise ValueError(f"the box's answers to all {len(data)} images of {data.name} are void "
                          f"({space.ignore_index}): there is nothing to learn from")  # fmt: skip
     return labels
+
+
+def ask_views(run: Run, box: BlackBox, data: Data, indices: Sequence[int]) -> np.ndarray:
+    """A box's answers to all views of some images whose labels, if they have any, are of one size.
+
+    Returns:
+        ``(K, N, H, W)`` uint8 train ids of the study, in the images' frame: the first view's are the plain answers.
+
+    Raises:
+        ValueError: see :func:`black_box.ask` and :meth:`LabelFolder.read`.
+    """
+    names, sent, own = [data.names[i] for i in indices], data.images.shape[1:3], answer_size(data, indices[0])
+    count, table = queries(run.params, box), run.params.label_map("box")
+    if isinstance(box, LabelFolder):
+        answers = np.array([[box.read(data.names[i], k, view_size(sent, k), data.sizes[i], own) for i in indices]
+                            for k in range(count)])  # fmt: skip
+    else:
+        size = own if isinstance(box, LocalModel) and own != sent else None
+        space = run.params.space_of("box")
+        answers = [ask(box, view, names, space, size) for view in views(data.images[indices], count)]
+        answers = np.stack([in_frame(answer, answers[0].shape[1:]) for answer in answers])
+    return answers if table is None else table[answers]
 
 
 def _take_over(run: Run, data: Data, other: Data) -> None:
@@ -127,7 +152,7 @@ def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | Label
 
     Errors name the notebook that comes first, or the broken file.
     """
-    space = LABEL_SPACES[run.params.label_space]
+    space = run.params.space
 
     def check(labels: np.ndarray, path: str, i: int) -> np.ndarray:
         if labels.shape not in (data.images.shape[1:3], answer_size(data, i)):
@@ -140,7 +165,7 @@ def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | Label
 
 def read_pseudo_labels(run: Run, data: Data) -> np.ndarray:
     """``(N, H, W)`` uint8: what the student learns from, the votes where the box was asked several times."""
-    return read_labels(run, data, votes=queries(run.params) > 1)
+    return read_labels(run, data, votes=voted(run, data))
 
 
 def read_confidences(run: Run, data: Data) -> np.ndarray | None:
@@ -180,11 +205,11 @@ def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray | La
 def _decoded(files: Sequence[Path], check: Callable) -> Iterator[np.ndarray]:
     for i, path in enumerate(files):
         try:
-            yield check(np.asarray(Image.open(path)), str(path), i)
+            yield check(read_label_map(path), str(path), i)
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is missing: run the notebook 02_pseudo_labels first") from None
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path}: cannot be read ({error}); remove it and run 02_pseudo_labels again") from None
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it and run 02_pseudo_labels again") from None
 
 
 def _size(path: Path) -> tuple[int, int] | None:

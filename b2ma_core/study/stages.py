@@ -35,7 +35,6 @@ from b2ma_core.distillation import (
 )
 from b2ma_core.files import PROJECT, write_bytes
 from b2ma_core.hard_patches import HardPatch, draw_patches, holders
-from b2ma_core.labels import LABEL_SPACES
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, check_params
 from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels
@@ -55,7 +54,7 @@ from b2ma_core.study.training import (
 
 
 def num_classes(params: Params) -> int:
-    return LABEL_SPACES[params.label_space].num_classes
+    return params.space.num_classes
 
 
 def train(run: Run, stage: str, *numbers: int) -> dict:
@@ -390,7 +389,7 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Ca
 def open_box(run: Run) -> BlackBox:
     """The box of a study, on its owner's side: the trained source model, or the vendor's folder."""
     if run.params.box == "folder":
-        return LabelFolder(PROJECT / run.params.box_root)
+        return LabelFolder(PROJECT / run.params.box_root, run.params.space_of("box"))
     run.require("01_source_model")
     fabric = make_fabric(run.params)
     model = trained_model(run, "source", "source", "source.safetensors")
