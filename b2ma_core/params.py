@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from b2ma_core.files import PROJECT
 from b2ma_core.labels import LABEL_SPACES
 
+STUDY_NAME = r"[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?"  # study or study+arm, see study/arms.py
 VIEWS = 6  # len(queries.VIEWS), which imports torch; a test holds them together
 
 Count = Annotated[int, Field(ge=1)]
@@ -58,7 +60,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?$")]  # or study+arm, see study/arms.py
+    study: Annotated[str, Field(pattern=f"^{STUDY_NAME}$")]
     label_space: Literal["cityscapes", "camvid"]
     method: Literal["corrected", "published"] = "corrected"  # published: the defaults are PUBLISHED, above
     image_size: Size  # all images are brought to this size; labels are scored at their own
@@ -248,6 +250,13 @@ def check_params(values: Mapping[str, Any], where: str) -> Params:
 def base_study(study: str) -> str:
     """The study that an arm of the ablation stems from; its own name for any other."""
     return study.partition("+")[0]
+
+
+def study_file(study: str) -> Path:
+    """``params/<study>.yaml``, which need not be there; ParamsError for what is no name, as a path to it."""
+    if not re.fullmatch(STUDY_NAME, study):
+        raise ParamsError(f"study: {study!r} is no name; say what its file in params/ is called, without .yaml")
+    return PROJECT / "params" / f"{study}.yaml"
 
 
 def load_params(path: str | Path) -> Params:
