@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 PROJECT = Path(__file__).resolve().parent.parent
+MARK = "B2MA_KILLS"  # environment variable: this process, for all that comes of it
 COPIED = ("b2ma_core", "notebooks", "params", "Snakefile", "Makefile", "pyproject.toml", "requirements.lock")
 VICTIMS = {"make": "make -o", "snakemake": "-m snakemake", "run.py": "notebooks/run.py", "kernel": "ipykernel_launcher"}
 
@@ -29,28 +30,28 @@ def copy_project(root: Path) -> None:
 
 
 def start(root: Path, study: str) -> subprocess.Popen:
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", MARK: str(os.getpid())}
     command = ["make", "-o", ".venv/ready", "study", f"STUDY={study}", "CORES=1"]
     return subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def at_work(root: Path) -> list[psutil.Process]:
-    """Every process that works in the folder, whoever started it."""
+def at_work() -> list[psutil.Process]:
+    """Every process that :func:`start` is behind, whoever its parent is by now."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == root:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == str(os.getpid()):
                 found.append(process)
         except (psutil.Error, OSError):
             pass  # it ended meanwhile, or is somebody else's
     return found
 
 
-def kill_one(root: Path, wanted: str) -> str | None:
+def kill_one(wanted: str) -> str | None:
     """Kill the process wanted, or the one that would have started it; its name."""
     names = list(VICTIMS)
     for name in names[names.index(wanted) :: -1]:
-        for process in at_work(root):
+        for process in at_work():
             try:
                 if VICTIMS[name] in " ".join(process.cmdline()):
                     process.kill()
@@ -94,11 +95,11 @@ def main() -> int:
         try:
             process.wait(draw.uniform(0.5, args.longest))
         except subprocess.TimeoutExpired:
-            killed = kill_one(root, wanted)
+            killed = kill_one(wanted)
             since = time.monotonic()
-            while at_work(root) and time.monotonic() < since + 30:
+            while at_work() and time.monotonic() < since + 30:
                 time.sleep(0.1)
-            took, left = time.monotonic() - since, [" ".join(p.cmdline()) for p in at_work(root)]
+            took, left = time.monotonic() - since, [" ".join(p.cmdline()) for p in at_work()]
             kills += 1
             print(f"{kills:3d}  {killed}: the last process ended after {took:.1f} s", flush=True)
             bad += [f"kill {kills} of {killed}: {took:.1f} s"] * (took > 5) + left
