@@ -112,7 +112,8 @@ def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
         raise ValueError(f"-p runs: no folder {runs}")
     run = Run(params, seed, runs)
     output = run.path("notebooks", f"{name}.ipynb")
-    branch(run)
+    if name in STAGES[:7]:
+        branch(run)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         (output.parent / f".{os.getpid()}").touch()
@@ -149,13 +150,14 @@ def fail(name: str, message: str) -> int:
 
 
 def show_progress(prefix: str) -> None:
-    """Let the notebook's progress bars through to this terminal, one line each time."""
+    """Let the notebook's progress bars through to this terminal, one line each time, and its lines "note: ..."."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            line = record.getMessage().replace("\r", "\n").strip().splitlines()
-            if line and re.search(r"\d+/\d+ \[", line[-1]):
-                print(f"{prefix}   {line[-1]}", flush=True)
+            lines = record.getMessage().replace("\r", "\n").strip().splitlines()
+            for line in lines:
+                if line.startswith("note: ") or (line is lines[-1] and re.search(r"\d+/\d+ \[", line)):
+                    print(f"{prefix}   {line}", flush=True)
 
     logger = logging.getLogger("papermill")
     logger.handlers, logger.propagate = [Lines()], False
