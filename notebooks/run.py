@@ -41,9 +41,8 @@ def main() -> int:
     parser.add_argument("-p", dest="values", action="append", default=[], metavar="NAME=VALUE",
                         help="a notebook's own parameter; VALUE is YAML")  # fmt: skip
     args = parser.parse_args()
-    # A stop is told to the kernel, which this process then ends.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    end_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop ends the kernel too, and says how to go on
+    end_with_parent(signal.SIGKILL)
     # The kernel of this environment, and pictures inside the notebook.
     os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     for name in ("JUPYTER_PATH", "MPLBACKEND"):
@@ -96,7 +95,6 @@ def alike(value: Any, default: Any) -> bool:
 
 def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     path = study_file(study)
@@ -131,10 +129,13 @@ def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
             str(source), str(output), injected, kernel_name="python3", cwd=str(PROJECT), progress_bar=False,
             log_output=True, coalesce_streams=True, autosave_cell_every=10, extra_arguments=[*KERNEL],
         )  # fmt: skip
+    except OSError as error:
+        return fail(name, f"{output}: cannot be written ({error.strerror or error}); free some space, the same command "
+                    "goes on from the last saved step")  # fmt: skip
     except PapermillExecutionError as error:
         said = error.evalue if error.ename in SAID and error.evalue else f"{error.ename}: {error.evalue}"
         return fail(name, f"{said}\n  (with the code around it: {output})")
-    except DeadKernelError:
+    except RuntimeError:  # of a kernel that is gone, at its start or later
         return fail(name, f"its kernel was killed, perhaps because memory ran out; the same command goes on from the last "
                     f"saved step (what was done is in {output})")  # fmt: skip
     record = run.path("records", f"{name}.json")
@@ -145,6 +146,7 @@ def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
 
 
 def fail(name: str, message: str) -> int:
+    message = re.sub(r"^\[Errno \d+\] ", "", message)
     print(f"\n{name}: {message}\n", file=sys.stderr, flush=True)
     return 1
 
