@@ -28,7 +28,7 @@ from b2ma_core.study.records import STAGES, Run
 SAID = ("ParamsError", "ValueError", "OSError", "FileNotFoundError", "RuntimeError", "AssertionError")
 # A kernel ends with this process, at once; its warning of plain TCP, which never leaves this machine, is left out.
 KERNEL = [
-    "--IPKernelApp.log_level=40",
+    "--IPKernelApp.log_level=50",
     "--IPKernelApp.exec_lines=__import__('b2ma_core.processes').processes.end_with_parent(9)",
 ]
 
