@@ -12,8 +12,15 @@ RUNS ?= runs
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 PY := .venv/bin/python
-WHERE := $(if $(PROFILE),--profile $(PROFILE),--cores $(CORES))
 QUIET := PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# What make is told is checked before anything starts (b2ma_core/study/check.py, from the environment), and what is
+# started ends with make, however make ends.
+export STUDY SEEDS JOBS RUNS CORES ARMS PROFILE
+CHECK := $(PY) -m b2ma_core.study.check
+START := exec env B2MA_PARENT=$$PPID PATH="$$PWD/.venv/bin:$$PATH" $(PY)
+WHERE := $(if $(PROFILE),--profile "$(PROFILE)",--cores $(CORES)) --nolock --rerun-incomplete
+SAY := -q host rules progress reason
 
 # Keep big blocks of memory instead of handing them back to the system at every step, and in big pages: on two cores
 # with glibc a training step took a fifth less time. Elsewhere they do nothing.
@@ -24,35 +31,43 @@ export THP_MEM_ALLOC_ENABLE = 1
 .PHONY: study test lab figures records ablation clean benchmark
 
 study: .venv/ready
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake --nolock --rerun-incomplete $(WHERE) \
-	  --config study=$(STUDY) seeds="$(SEEDS)" jobs=$(JOBS) -q all
+	@$(CHECK) study
+	@$(START) -m snakemake $(WHERE) --config study=$(STUDY) seeds="$(SEEDS)" jobs=$(JOBS) $(SAY)
 	@$(PY) -m b2ma_core.report.results $(STUDY) $(SEEDS)
 
 test: .venv/ready
+	@$(CHECK) test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist loadscope
 
 lab: .venv/ready
-	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --ServerApp.root_dir="$(CURDIR)" \
+	@$(CHECK) lab
+	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --ServerApp.root_dir="$$PWD" \
 	  --LabApp.default_url=/lab/tree/notebooks/00_data.ipynb $(LAB)
 
+comma := ,
+LIST = $(subst $(comma), ,$(SEEDS))
 figures: .venv/ready
-	@$(PY) notebooks/run.py 07_figures --study $(STUDY) --seed $(firstword $(SEEDS)) -p runs=$(RUNS) \
-	  -p "seeds=[$(shell echo $(SEEDS) | tr ' ' ',')]"
-	@$(PY) notebooks/run.py 08_findings --study $(STUDY) --seed $(firstword $(SEEDS)) -p runs=$(RUNS)
+	@$(CHECK) figures
+	@$(START) notebooks/run.py 07_figures --study $(STUDY) --seed $(firstword $(LIST)) -p "runs=$(RUNS)" \
+	  -p "seeds=[$$(echo $(LIST) | tr ' ' ,)]"
+	@$(START) notebooks/run.py 08_findings --study $(STUDY) --seed $(firstword $(LIST)) -p "runs=$(RUNS)"
 
 # The records of all finished runs, to be committed.
 records: .venv/ready
+	@$(CHECK) records
 	$(PY) -m b2ma_core.study.records figures/records
 
 # ARMS="plain mix": some arms alone. All of them take hours; QUICK=1 takes the rows of stage 2. Seeds as in
 # params/ablation.yaml unless SEEDS is given.
-PLAN := $(STUDY) $(if $(filter command line,$(origin SEEDS)),$(shell echo $(SEEDS) | tr ' ' ','),-)
+ABLATION := $(PY) -m b2ma_core.report.ablation
+PLAN := $(STUDY) $(if $(filter file,$(origin SEEDS)),-,"$(SEEDS)")
 ablation: .venv/ready
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m snakemake ablation --nolock --rerun-incomplete $(WHERE) -q all \
-	  --config $$($(PY) -m b2ma_core.report.ablation config $(PLAN) $(if $(QUICK),quick) $(ARMS)) jobs=$(JOBS)
-	@$(PY) -m b2ma_core.report.ablation table $(PLAN)
+	@$(CHECK) ablation
+	@config=$$($(ABLATION) config $(PLAN) $(if $(QUICK),quick) $(ARMS)) && \
+	  $(START) -m snakemake ablation $(WHERE) --config $$config jobs=$(JOBS) $(SAY)
+	@$(ABLATION) table $(PLAN)
 
 benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py
@@ -62,8 +77,9 @@ clean:
 	rm -rf "runs/$(STUDY)" "data/$(STUDY)"
 
 .venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	@[ -e .venv ] || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(free < 7 and f"setting up .venv takes about 6 GB here, {free:.1f} GB are free: free some space, or make .venv a link to a folder on another disk")'
 	@echo "setting up .venv: about 6 GB, of which torch with its CUDA libraries is 5.5; a few minutes"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv .venv
 	@$(QUIET) $(PY) -m pip install --quiet -r requirements.lock
 	@$(QUIET) $(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .

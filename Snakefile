@@ -1,15 +1,28 @@
 # The order of the notebooks. Use it through make, or: snakemake --nolock --cores 2 --config study=minicity seeds="0 1"
 import fcntl
+import logging
+import os
+import shlex
+import signal
 import sys
 from pathlib import Path
 
-from b2ma_core.study.arms import first_stage, switched
-from b2ma_core.params import base_study, check_params, read_yaml
+import psutil
+from snakemake.logging import logger
 
-STUDY = str(config.get("study", "minicity"))
-SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).replace(",", " ").split()]
-JOBS = int(config.get("jobs", 1))
-PY = sys.executable
+from b2ma_core.params import base_study, check_params, read_yaml
+from b2ma_core.processes import end_with_parent
+from b2ma_core.study.arms import first_stage, switched
+from b2ma_core.study.check import check_study, count_of, seeds_of
+
+try:
+    STUDY = str(config.get("study", "minicity"))
+    SEEDS = seeds_of(str(config.get("seeds", 0)))
+    JOBS = count_of("JOBS", str(config.get("jobs", 1)))
+    check_study(STUDY, str(config.get("arms", "")))
+except ValueError as error:
+    sys.exit(f"\n{error}\n")
+PY = shlex.quote(sys.executable)
 NOTEBOOKS = [
     "00_data", "01_source_model", "02_pseudo_labels", "03_cross_domain", "04_hard_patches", "05_self_distill",
     "06_evaluation",
@@ -24,6 +37,27 @@ if workflow.is_main_process:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit("another make study is running in this folder: wait for it or stop it")
+
+# A killed make takes this process with it, this one its notebooks. A job of a cluster ends as its scheduler says.
+if not workflow.is_main_process:
+    os.environ.pop("B2MA_PARENT", None)
+end_with_parent(signal.SIGKILL)
+
+# Quiet means: what goes wrong, once. A notebook that fails has said why.
+if workflow.output_settings.quiet:
+    logger.setLevel(logging.ERROR)
+    logger.addFilter(lambda record: "returned non-zero exit status 1." not in record.getMessage())
+
+
+onstart:
+    finish = signal.getsignal(signal.SIGTERM)  # Snakemake's: no further job, but the present one to its end
+
+    def stop(*received):
+        finish(*received)
+        for notebook in psutil.Process().children():
+            notebook.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def gpus(name):

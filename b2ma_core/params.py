@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from b2ma_core.files import load_yaml
+from b2ma_core.files import PROJECT, load_yaml
 from b2ma_core.labels import LabelSpace, label_map, label_space
 
+STUDY_NAME = r"[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?"  # study or study+arm, see study/arms.py
 VIEWS = 6  # len(queries.VIEWS), which imports torch; a test holds them together
 
 Count = Annotated[int, Field(ge=1)]
@@ -59,7 +60,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?$")]  # or study+arm, see study/arms.py
+    study: Annotated[str, Field(pattern=f"^{STUDY_NAME}$")]
     label_space: str  # the student's classes: cityscapes | camvid | a file in params/label_spaces/
     method: Literal["corrected", "published"] = "corrected"  # published: the defaults are PUBLISHED, above
     image_size: Size  # all images are brought to this size; labels are scored at their own
@@ -302,6 +303,13 @@ def check_params(values: Mapping[str, Any], where: str) -> Params:
 def base_study(study: str) -> str:
     """The study that an arm of the ablation stems from; its own name for any other."""
     return study.partition("+")[0]
+
+
+def study_file(study: str) -> Path:
+    """``params/<study>.yaml``, which need not be there; ParamsError for what is no name, as a path to it."""
+    if not re.fullmatch(STUDY_NAME, study):
+        raise ParamsError(f"study: {study!r} is no name; say what its file in params/ is called, without .yaml")
+    return PROJECT / "params" / f"{study}.yaml"
 
 
 def load_params(path: str | Path) -> Params:

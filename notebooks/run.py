@@ -5,7 +5,7 @@ only if the notebook wrote its record. This is the only place that knows papermi
 """
 
 import argparse
-import ctypes
+import ast
 import logging
 import os
 import re
@@ -13,13 +13,24 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
 from b2ma_core.files import PROJECT
-from b2ma_core.params import Params, ParamsError, check_params, read_yaml
+from b2ma_core.params import Params, ParamsError, check_params, read_yaml, study_file
+from b2ma_core.processes import end_with_parent
 from b2ma_core.study.arms import branch
 from b2ma_core.study.records import STAGES, Run
+
+# Their messages say all; any other error is told by its name too.
+SAID = ("ParamsError", "ValueError", "OSError", "FileNotFoundError", "RuntimeError", "AssertionError")
+# A kernel ends with this process, at once; its warning of plain TCP, which never leaves this machine, is left out.
+KERNEL = [
+    "--IPKernelApp.log_level=50",
+    "--IPKernelApp.exec_lines=__import__('b2ma_core.processes').processes.end_with_parent(9)",
+]
 
 
 def main() -> int:
@@ -30,36 +41,77 @@ def main() -> int:
     parser.add_argument("-p", dest="values", action="append", default=[], metavar="NAME=VALUE",
                         help="a notebook's own parameter; VALUE is YAML")  # fmt: skip
     args = parser.parse_args()
-    end_with_parent()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop ends the kernel too, and says how to go on
+    end_with_parent(signal.SIGKILL)
+    # The kernel of this environment, and pictures inside the notebook.
+    os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
+    for name in ("JUPYTER_PATH", "MPLBACKEND"):
+        os.environ.pop(name, None)
     try:
-        return execute(args.notebook, args.study, args.seed, dict(v.split("=", 1) for v in args.values))
+        return execute(args.notebook, args.study, args.seed, args.values)
     except (ParamsError, ValueError, OSError) as error:
         return fail(args.notebook, str(error))
     except KeyboardInterrupt:
         return fail(args.notebook, "stopped; the same command goes on from the last saved step")
 
 
-def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
+def told(name: str, given: Sequence[str], declared: dict[str, str]) -> dict[str, Any]:
+    """The parameters that ``-p NAME=VALUE`` give to a notebook.
+
+    Args:
+        name: of the notebook.
+        given: ``NAME=VALUE`` each, VALUE in YAML.
+        declared: the notebook's parameters, name -> default as Python.
+
+    Raises:
+        ValueError: naming the one that is not of this form, unknown, given twice, or of another type than its default.
+    """
+    own = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"-p {text}: must be NAME=VALUE")
+        if key in ("study", "seed"):
+            raise ValueError(f"-p {text}: say --{key} {value}")
+        if key not in declared:
+            raise ValueError(f"-p {key}: {name} has no such parameter; it has {', '.join(sorted(declared))}")
+        if key in own:
+            raise ValueError(f"-p {key}: given twice")
+        try:
+            own[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"-p {text}: {value!r} cannot be read as YAML") from None
+        if key not in Params.model_fields and not alike(own[key], ast.literal_eval(declared[key])):
+            raise ValueError(f"-p {text}: must be of the form of {declared[key]}")
+    return own
+
+
+def alike(value: Any, default: Any) -> bool:
+    """Whether a value has the type of a default, a list its elements' too."""
+    if isinstance(default, list):
+        return isinstance(value, list) and bool(value) and all(alike(v, default[0]) for v in value)
+    return type(value) is type(default) and not (isinstance(value, int) and value < 0)
+
+
+def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    path = PROJECT / "params" / f"{study}.yaml"
+    path = study_file(study)
     values = read_yaml(path)
     params = check_params(values, str(path.relative_to(PROJECT)))
     source = PROJECT / "notebooks" / f"{name}.ipynb"
-    declared = set(papermill.inspect_notebook(str(source)))
-    own = {key: yaml.safe_load(value) for key, value in given.items()}
-    unknown = set(own) - declared
-    if unknown:
-        raise ValueError(
-            f"-p {', '.join(sorted(unknown))}: {name} has no such parameter; it has {', '.join(sorted(declared))}"
-        )
-    for key in set(own) & set(Params.model_fields):
-        values[key] = own[key]
+    declared = {key: found["default"] for key, found in papermill.inspect_notebook(str(source)).items()}
+    own = told(name, given, declared)
+    values |= {key: own[key] for key in set(own) & set(Params.model_fields)}
     check_params(values, "-p")
-    run = Run(params, seed, PROJECT / str(own.get("runs", "runs")))
+    runs = PROJECT / own.get("runs", "runs")
+    if "runs" in own and not runs.is_dir():
+        raise ValueError(f"-p runs: no folder {runs}")
+    run = Run(params, seed, runs)
     output = run.path("notebooks", f"{name}.ipynb")
-    branch(run)
+    if name in STAGES[:7]:
+        branch(run)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         (output.parent / f".{os.getpid()}").touch()
@@ -75,11 +127,17 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
     try:
         papermill.execute_notebook(
             str(source), str(output), injected, kernel_name="python3", cwd=str(PROJECT), progress_bar=False,
-            log_output=True, coalesce_streams=True, autosave_cell_every=10,
-            extra_arguments=["--IPKernelApp.log_level=40"],  # its warning of plain TCP, which never leaves this machine
+            log_output=True, coalesce_streams=True, autosave_cell_every=10, extra_arguments=[*KERNEL],
         )  # fmt: skip
+    except OSError as error:
+        return fail(name, f"{output}: cannot be written ({error.strerror or error}); free some space, the same command "
+                    "goes on from the last saved step")  # fmt: skip
     except PapermillExecutionError as error:
-        return fail(name, f"{error.evalue}\n  (with the code around it: {output})")
+        said = error.evalue if error.ename in SAID and error.evalue else f"{error.ename}: {error.evalue}"
+        return fail(name, f"{said}\n  (with the code around it: {output})")
+    except RuntimeError:  # of a kernel that is gone, at its start or later
+        return fail(name, f"its kernel was killed, perhaps because memory ran out; the same command goes on from the last "
+                    f"saved step (what was done is in {output})")  # fmt: skip
     record = run.path("records", f"{name}.json")
     if not record.is_file() or record.stat().st_mtime < started - 1:
         return fail(name, f"the notebook ended without its record {record}: its kernel was stopped; see {output}")
@@ -88,37 +146,25 @@ def execute(name: str, study: str, seed: int, given: dict[str, str]) -> int:
 
 
 def fail(name: str, message: str) -> int:
+    message = re.sub(r"^\[Errno \d+\] ", "", message)
     print(f"\n{name}: {message}\n", file=sys.stderr, flush=True)
     return 1
 
 
 def show_progress(prefix: str) -> None:
-    """Let the notebook's progress bars through to this terminal, one line each time."""
+    """Let the notebook's progress bars through to this terminal, one line each time, and its lines "note: ..."."""
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            line = record.getMessage().replace("\r", "\n").strip().splitlines()
-            if line and re.search(r"\d+/\d+ \[", line[-1]):
-                print(f"{prefix}   {line[-1]}", flush=True)
+            lines = record.getMessage().replace("\r", "\n").strip().splitlines()
+            for line in lines:
+                if line.startswith("note: ") or (line is lines[-1] and re.search(r"\d+/\d+ \[", line)):
+                    print(f"{prefix}   {line}", flush=True)
 
     logger = logging.getLogger("papermill")
     logger.handlers, logger.propagate = [Lines()], False
     logger.setLevel(logging.INFO)
     warnings.filterwarnings("ignore")
-
-
-def end_with_parent() -> None:
-    """End when asked to, and when the caller was killed: the kernel ends with this process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            raise SystemExit(1)
-    # The kernel of this environment, and pictures inside the notebook.
-    os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
-    for name in ("JUPYTER_PATH", "MPLBACKEND"):
-        os.environ.pop(name, None)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,16 @@ from b2ma_core.files import PROJECT
 from b2ma_core.params import check_params, read_yaml
 from b2ma_core.study.records import Run
 
-TRACKED = ("b2ma_core", "notebooks", "params", "Snakefile", "Makefile", "pyproject.toml")
+TRACKED = (
+    "b2ma_core",
+    "notebooks",
+    "params",
+    "profiles",
+    "Snakefile",
+    "Makefile",
+    "pyproject.toml",
+    "requirements.lock",
+)
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +90,14 @@ class Project:
         process = self.start(*words)
         output, _ = process.communicate()
         return process.returncode, output
+
+    def make(self, *words: str, **environment: str) -> tuple[int, str]:
+        """``make``, with the environment that runs this test in place of one that it would set up."""
+        if not (self.root / ".venv").exists():
+            (self.root / ".venv").symlink_to(sys.prefix)
+        done = subprocess.run(["make", "-o", ".venv/ready", *words], cwd=self.root, env={**self.env, **environment},
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        return done.returncode, done.stdout
 
     def notebook(self, name: str, study: str = "smoke", seed: int = 0, *more: str) -> tuple[int, str]:
         return self.python("notebooks/run.py", name, "--study", study, "--seed", str(seed), *more)

@@ -11,6 +11,7 @@ from b2ma_core.files import PROJECT, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, ParamsError, load_params
 from b2ma_core.report.ablation import ablation_rows, arms_of, curve, main, read_ablation
+from b2ma_core.report.paper_figures import gap_bars
 from b2ma_core.report.results import (
     ablation_cells,
     answered_to_true,
@@ -19,6 +20,8 @@ from b2ma_core.report.results import (
     in_words,
     paired_difference,
     read_evaluations,
+    result_rows,
+    spread,
 )
 from b2ma_core.study.arms import branch, first_stage, switched
 from b2ma_core.study.records import STAGES, Run
@@ -62,7 +65,7 @@ def test_an_arm_begins_at_the_first_stage_that_reads_a_switch():
         first_stage(["image_size"])
     ours = {"study", "label_space", "image_size", "world_seed", "box", "accelerator", "devices", "precision", "workers"}
     data = {n for n in Params.model_fields if n.startswith(("source_", "target_")) and n.split("_")[1] in
-            ("dataset", "root", "domain", "sequences", "image", "train", "val", "test")}  # fmt: skip
+            ("dataset", "root", "domain", "sequences", "image", "label", "train", "val", "test")}  # fmt: skip
     for name in set(Params.model_fields) - ours - data - {"save_every"}:
         first_stage([name])  # every other parameter has its stage
 
@@ -166,6 +169,19 @@ def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):
     change("minicity", stage1_steps=7)
     with pytest.raises(ValueError, match=r"minicity/1 was .* than minicity/0 \(stage1_steps\)"):
         read_evaluations("minicity", [0, 1], tmp_path)
+
+
+def test_a_gap_that_is_none_has_no_share():
+    """An oracle no better than source-only, in one seed of two: a dash, no division by zero, and no mean over the rest."""
+    rows = [{n: {"miou": v} for n, v in zip(("source-only", "stage 1", "oracle"), values, strict=True)}
+            for values in ((0.4, 0.5, 0.4), (0.4, 0.5, 0.6))]  # fmt: skip
+    (_, first, _), (_, both, _) = (result_rows([{"rows": r} for r in some]) for some in (rows[:1], rows))
+    assert math.isnan(first["gap"][0]) and spread(first["gap"]) == spread(both["gap"]) == spread(None) == "-"
+    assert result_rows([{"rows": rows[1]}])[1]["gap"] == pytest.approx([0.5])
+    del rows[1]["oracle"]  # the labels of a seed's data were taken away
+    assert [r["name"] for r in result_rows([{"rows": r} for r in rows])] == ["source-only", "stage 1"]
+    figure = gap_bars({"x": result_rows([{"rows": rows[0]}])}, {"x": "x"})
+    assert "nan" not in " ".join(text.get_text() for text in figure.axes[0].texts)
 
 
 def test_a_single_seed_has_no_interval():

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +19,6 @@ PROFILE = PROJECT / "profiles" / "slurm" / "config.yaml"
 def cluster(tmp_path):
     """A copy of the project whose PATH leads to the commands of the fake SLURM."""
     copy = Project(tmp_path / "copy")
-    shutil.copytree(PROFILE.parent, copy.root / "profiles" / "slurm")
     commands, jobs = tmp_path / "commands", tmp_path / "jobs"
     commands.mkdir()
     jobs.mkdir()

@@ -52,7 +52,7 @@ def test_make_study_says_what_it_would_do():
 # The floors of the core, from the bottom. A file imports from its own floor or from below; on the top level of the
 # package lies the method, which knows no run, no Fabric and no folder layout.
 FLOORS = [
-    {"files"},
+    {"files", "processes"},
     {"spatial_mix", "hard_patches", "queries", "metrics", "labels", "augmentations", "calibration", "minicity"},
     {"params", "models", "black_box"},
     {"data", "distillation"},
@@ -83,7 +83,10 @@ def test_imports_run_downwards_only():
             assert floor[other] < floor[room] or (floor[other] == floor[room] == 1), f"{path}: imports {other}"
 
 
-@pytest.mark.parametrize("module", ["b2ma_core.params", "b2ma_core.study.arms", "b2ma_core.data.datasets"])
+@pytest.mark.parametrize(
+    "module",
+    ["b2ma_core.params", "b2ma_core.study.arms", "b2ma_core.study.check", "b2ma_core.data.datasets"],
+)
 def test_what_make_asks_first_and_what_converts_images_import_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0

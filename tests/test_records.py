@@ -69,13 +69,13 @@ def test_one_process_works_in_a_folder(tmp_path):
         pass
 
 
-def test_variables_override_the_studys_file():
-    run = open_run({"study": "smoke", "seed": 3, "rounds": 4, "position_beta": None, "np": np})
+def test_what_a_notebook_is_given_overrides_the_studys_file():
+    run = open_run("smoke", 3, rounds=4, position_beta=None)
     assert run.params.rounds == 4 and run.params.position_beta == 0.25 and run.folder.parts[-2:] == ("smoke", "3")
     with pytest.raises(ValueError, match="params/smok.yaml: no such study; did you mean 'smoke'"):
-        open_run({"study": "smok", "seed": 0})
+        open_run("smok", 0)
     with pytest.raises(ValueError, match="seed"):
-        open_run({"study": "smoke", "seed": -1})
+        open_run("smoke", -1)
 
 
 def test_json_has_no_nan(tmp_path):

@@ -9,6 +9,7 @@ from conftest import photo
 from PIL import Image
 
 from b2ma_core.data import datasets
+from b2ma_core.files import PROJECT
 from b2ma_core.labels import CITYSCAPES
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, save_weights
@@ -106,6 +107,27 @@ def test_a_prediction_that_does_not_fit_is_named(command, tmp_path, capsys, dama
     damage(folder / "seq_1.png")
     assert command("--predictions", folder, "--out", tmp_path / "result") == 1
     assert re.search(said, capsys.readouterr().err) and not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--study smok --checkpoint x", "did you mean 'smoke'"),
+        ("--study ../smoke --checkpoint x", "'../smoke' is no name"),
+        ("--study smoke --checkpoint x --scales 0", "--scales: each must lie between 0.1 and 4, got 0"),
+        ("--study smoke --checkpoint x --scales 1 -1", "got 1 -1"),
+        ("--study smoke --checkpoint x --scales nan", "got nan"),
+        ("--study smoke --checkpoint x --scales 1e9", "got 1e+09"),
+        ("--study smoke --predictions x --scales 2", "--scales and --flip: belong to --checkpoint"),
+        ("--study smoke --predictions x --flip", "--scales and --flip: belong to --checkpoint"),
+        ("--study smoke --checkpoint x --out pyproject.toml/x", "pyproject.toml: cannot be written"),
+        ("--study smoke --checkpoint x --submission pyproject.toml", "--submission goes there"),
+    ],
+)
+def test_what_is_told_wrong_is_said_before_anything_is_read(capsys, monkeypatch, words, said):
+    monkeypatch.chdir(PROJECT)
+    assert score.main(words.split()) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_a_missing_folder_is_named(command, tmp_path, capsys):

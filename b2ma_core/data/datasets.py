@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -42,6 +42,7 @@ from b2ma_core.data.layouts import (
 )
 from b2ma_core.params import Params, base_study
 from b2ma_core.files import PROJECT, only_one, whole_folder, write_bytes, write_json
+from b2ma_core.processes import end_with_parent
 
 PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
 
@@ -473,23 +474,13 @@ def _in_parallel(function: Callable, items: list, workers: int, title: str) -> I
         yield from bar(map(function, items))
         return
     # Fresh processes: a fork of a notebook's kernel would inherit its threads' locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+    context, ends = multiprocessing.get_context("spawn"), (signal.SIGKILL, os.getpid())
+    with ProcessPoolExecutor(workers, context, end_with_parent, ends) as pool:
         try:
             yield from bar(in_order(pool, function, items, ahead=4 * workers))
         except BrokenProcessPool:
             raise OSError(f"{title}: a process that reads images was killed, perhaps for want of memory; take fewer of "
                           "them (OMP_NUM_THREADS=1)") from None  # fmt: skip
-
-
-def _end_with_parent() -> None:
-    """Let a pool's process end when the one that started it is killed; by itself it would wait for work for ever."""
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stamp(item: Item) -> list:

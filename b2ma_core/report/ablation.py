@@ -1,5 +1,6 @@
 """The ablation's table and curves. ``params/ablation.yaml`` lists the arms; ``study/arms.py`` makes runs of them."""
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -8,8 +9,10 @@ from pathlib import Path
 import yaml
 
 from b2ma_core.files import PROJECT
-from b2ma_core.params import load_params, unlike
+from b2ma_core.params import load_params, study_file, unlike
+from b2ma_core.processes import run_command
 from b2ma_core.report.results import ablation_cells, check_alike, paired_difference, plain
+from b2ma_core.study.check import check_study, seeds_of
 from b2ma_core.study.records import STAGES
 
 
@@ -31,7 +34,7 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
     """
     arm, row = cell
     name = f"{study}+{arm}" if arm else study
-    switches = unlike(*(load_params(PROJECT / "params" / f"{each}.yaml").model_dump() for each in (study, name)))
+    switches = unlike(*(load_params(study_file(each)).model_dump() for each in (study, name)))
     found = []
     for seed in seeds:
         paths = [runs / each / str(seed) / "records" / f"{STAGES[6]}.json" for each in (study, name)]
@@ -79,7 +82,7 @@ def main(what: str, study: str, seeds: str, *names: str) -> None:
     ``SEEDS`` are joined by commas; "-" stands for those of ``params/ablation.yaml``.
     """
     plan = read_ablation()
-    numbers = plan["seeds"] if seeds == "-" else [int(seed) for seed in seeds.split(",")]
+    numbers = plan["seeds"] if seeds == "-" else seeds_of(seeds)
     if what == "table":
         rows = ablation_rows(study, plan, numbers)
         print(f"\n{study}, seeds {numbers}: mean, and paired differences (95%, Student's t)")
@@ -89,8 +92,15 @@ def main(what: str, study: str, seeds: str, *names: str) -> None:
         names = (*plan["quick"], *names[1:])
     points = [cell for curve in plan["curves"].values() for cell in curve.values()]
     arms = names or arms_of([*plan["table"].values(), *plan["without"].values(), *points])
+    check_study(study, " ".join(arms))
     print(f"study={study} seeds={','.join(map(str, numbers))} arms={','.join(arms)}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=main.__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("config", "table"))
+    parser.add_argument("study")
+    parser.add_argument("seeds")
+    parser.add_argument("arms", nargs="*")
+    args = parser.parse_args()
+    sys.exit(run_command("ablation", lambda: main(args.what, args.study, args.seeds, *args.arms)))

@@ -93,8 +93,13 @@ def predict_part(run: Run, part: Data) -> np.ndarray:
 
 
 def load_samples(run: Run) -> dict[str, np.ndarray]:
-    """Column title -> ``(N, H, W, 3)`` images or ``(N, H, W)`` train ids, as the evaluation left them."""
+    """Column title -> ``(N, H, W, 3)`` images or ``(N, H, W)`` train ids, as the evaluation left them.
+
+    Nothing where the record is there without them, as published records of photographs are.
+    """
     run.require("06_evaluation")
+    if not run.path("records", "samples.npz").is_file():
+        return {}
     with np.load(run.path("records", "samples.npz")) as file:
         return {name.replace("_", " "): file[name] for name in file.files}
 

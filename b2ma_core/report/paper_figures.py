@@ -66,7 +66,8 @@ def gap_bars(rows: Mapping[str, Sequence[dict]], titles: Mapping[str, str]) -> F
         spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in values]
         axis.bar(names, [v.mean() for v in values], yerr=spread, color=color, error_kw={"linewidth": 0.8})
         for i, (line, v) in enumerate(zip(lines, values, strict=True)):
-            text = f"{v.mean():.1f}" + (f"\n{100 * np.mean(line['gap']):.0f}%" if line["gap"] else "")
+            closed = np.nan if line["gap"] is None else 100 * np.mean(line["gap"])
+            text = f"{v.mean():.1f}" + ("" if np.isnan(closed) else f"\n{closed:.0f}%")
             axis.text(i, v.mean() + spread[i] + 0.5, text, ha="center", va="bottom", fontsize=6)
         axis.set_title(f"{titles[study]}\n{len(values[0])} seed{'s' * (len(values[0]) > 1)}")
         axis.tick_params(axis="x", rotation=40)

@@ -1,5 +1,6 @@
 """Result tables from records alone: ``python -m b2ma_core.report.results STUDY SEED [SEED ..]`` prints one."""
 
+import argparse
 import json
 import math
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from b2ma_core.files import PROJECT
-from b2ma_core.params import unlike
+from b2ma_core.params import study_file, unlike
+from b2ma_core.processes import run_command
+from b2ma_core.study.check import seeds_of
 from b2ma_core.study.records import STAGES
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
@@ -22,6 +25,8 @@ def read_evaluations(study: str, seeds: Sequence[int], runs: Path = PROJECT / "r
         FileNotFoundError: naming what to run.
         ValueError: naming a seed that was run with other parameters than the first.
     """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: each once, got {list(seeds)}")
     found = []
     for seed in seeds:
         path = runs / study / str(seed) / "records" / f"{STAGES[6]}.json"
@@ -48,8 +53,13 @@ def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
 
 
 def gap_closed(source_only: float, value: float, oracle: float) -> float:
-    """Share of the gap between source-only and oracle that a value closes; 1 is all of it."""
-    return (value - source_only) / (oracle - source_only)
+    """Share of the gap between source-only and oracle that a value closes; 1 is all of it, NaN: there is no gap."""
+    return (value - source_only) / (oracle - source_only) if oracle > source_only else math.nan
+
+
+def shared_rows(evaluations: Sequence[dict]) -> list[str]:
+    """Names of the rows that the evaluation of every seed has, in the table's order."""
+    return [name for name in evaluations[0]["rows"] if all(name in e["rows"] for e in evaluations)]
 
 
 def splits_of(evaluations: Sequence[dict]) -> list[str]:
@@ -87,7 +97,7 @@ def result_rows(evaluations: Sequence[dict], split: str | None = None) -> list[d
         row = evaluation["rows"][name]
         return (row["splits"][split] if split else row)["miou"]
 
-    names = list(evaluations[0]["rows"])
+    names = shared_rows(evaluations)
     rows = []
     for name in names:
         miou = [miou_of(e, name) for e in evaluations]
@@ -100,10 +110,10 @@ def result_rows(evaluations: Sequence[dict], split: str | None = None) -> list[d
 
 
 def spread(values: Sequence[float] | None) -> str:
-    """Percent with one decimal: the value, or mean ± standard deviation of several."""
-    if values is None:
+    """Percent with one decimal: the value, or mean ± standard deviation of several; "-" if there is none for a seed."""
+    values = 100 * np.array(math.nan if values is None else values, float).ravel()
+    if np.isnan(values).any():
         return "-"
-    values = 100 * np.array(values, float)
     return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
@@ -154,7 +164,7 @@ def gains(evaluations: Sequence[dict]) -> list[dict]:
         those that hold less than ``RARE_BELOW`` of the true pixels (None without any); ``died``, the classes whose
         mean IoU was at least 1% in source-only and is below 0.1% now.
     """
-    names = [name for name in evaluations[0]["rows"] if name != "oracle"]
+    names = [name for name in shared_rows(evaluations) if name != "oracle"]
     if "source-only" not in names:
         return []
 
@@ -180,16 +190,17 @@ def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> s
         evaluations: one a seed.
         names: of the classes.
     """
-    rows = [name for name in evaluations[0]["rows"] if name != "oracle"]
+    rows = [name for name in shared_rows(evaluations) if name != "oracle"]
 
     def mean(name: str) -> float:
         return 100 * float(np.mean([e["rows"][name]["miou"] for e in evaluations]))
 
     steps = [f"{b} {mean(b) - mean(a):+.1f}" for a, b in zip(rows, rows[1:], strict=False)]
     text = f"**{study}**: {rows[0]} {mean(rows[0]):.1f} mIoU; " + ", ".join(steps)
-    if "oracle" in evaluations[0]["rows"]:
-        closed = gap_closed(mean(rows[0]), mean(rows[-1]), mean("oracle"))
-        text += f"; {100 * closed:.0f}% of the way to the oracle's {mean('oracle'):.1f}"
+    if {"source-only", "oracle"} <= set(shared_rows(evaluations)):
+        closed = gap_closed(mean("source-only"), mean(rows[-1]), mean("oracle"))
+        way = "the oracle is no better at" if math.isnan(closed) else f"{100 * closed:.0f}% of the way to the oracle's"
+        text += f"; {way} {mean('oracle'):.1f}"
     if "stage 1" in rows and rows[-1] != "stage 1":
         moved = 100 * (per_class(evaluations, rows[-1]) - per_class(evaluations, "stage 1")).mean(0)
         order = [c for c in np.argsort(moved) if moved[c] == moved[c]]
@@ -259,8 +270,9 @@ def plain(head: list[str], lines: list[list[str]]) -> str:
     )
 
 
-def main(study: str, *seeds: str) -> None:
-    numbers = [int(seed) for seed in seeds]
+def main(study: str, seeds: str) -> None:
+    study_file(study)
+    numbers = seeds_of(seeds)
     evaluations = read_evaluations(study, numbers)
     print(f"\n{study}: {evaluations[0]['scored_on']}, last checkpoints")
     for split in [None, *splits_of(evaluations)]:
@@ -271,4 +283,8 @@ def main(study: str, *seeds: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Print a study's table from its records.")
+    parser.add_argument("study")
+    parser.add_argument("seeds", nargs="+")
+    args = parser.parse_args()
+    sys.exit(run_command("results", lambda: main(args.study, " ".join(args.seeds))))

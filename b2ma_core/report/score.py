@@ -16,12 +16,14 @@ from torch import nn
 from tqdm import tqdm
 
 from b2ma_core.data.datasets import Data, load
-from b2ma_core.files import PROJECT, read_label_map, write_bytes, write_json, write_png
+from b2ma_core.files import read_label_map, write_bytes, write_json, write_png
 from b2ma_core.labels import LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, load_weights
-from b2ma_core.params import load_params
+from b2ma_core.params import load_params, study_file
+from b2ma_core.processes import run_command
 from b2ma_core.report.results import latex, markdown
+from b2ma_core.study.check import check_writable
 from b2ma_core.study.training import make_fabric, to_device
 
 
@@ -111,17 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="writes <out>.json, <out>.md and <out>.tex")
     parser.add_argument("--submission", type=Path, help="folder for label ids under the benchmark server's names")
     args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"\nscore: {error}\n", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("score", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> None:
     """Predict or read, score where there are labels, write what was asked for."""
-    params = load_params(PROJECT / "params" / f"{args.study}.yaml")
+    params = load_params(study_file(args.study))
+    if not all(0.1 <= scale <= 4 for scale in args.scales):
+        raise ValueError(f"--scales: each must lie between 0.1 and 4, got {' '.join(f'{s:g}' for s in args.scales)}")
+    if args.predictions and (args.scales != [1.0] or args.flip):
+        raise ValueError("--scales and --flip: belong to --checkpoint, predictions are scored as they are")
+    for folder, option in ((args.out and args.out.parent, "--out"), (args.submission, "--submission")):
+        if folder:
+            check_writable(folder, f"{option} goes there")
     space, part = params.space, load(params, args.part)
     if part is None:
         raise ValueError(f"--part: {args.study} has no {args.part}")

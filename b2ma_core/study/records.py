@@ -4,6 +4,7 @@
 it is there only when all else is.
 """
 
+import argparse
 import json
 import platform
 import resource
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from b2ma_core.files import PROJECT, write_bytes, write_json
-from b2ma_core.params import Params, check_params, read_yaml
+from b2ma_core.params import Params, check_params, read_yaml, study_file
+from b2ma_core.processes import run_command
 
 STAGES = (
     "00_data", "01_source_model", "02_pseudo_labels", "03_cross_domain", "04_hard_patches", "05_self_distill",
@@ -98,21 +100,21 @@ class Run:
         return record
 
 
-def open_run(values: Mapping[str, Any], runs: Path = PROJECT / "runs") -> Run:
-    """The run that a set of variables speaks of.
+def open_run(study: str, seed: int, runs: Path = PROJECT / "runs", **given: Any) -> Run:
+    """The run of a study and a seed, as a notebook's cell of parameters speaks of it.
 
     Args:
-        values: must hold ``study`` and ``seed``. Every other name that is a parameter and is not None
-            overrides ``params/<study>.yaml``; names that are no parameters are passed over.
+        study: ``params/<study>.yaml`` holds its parameters.
+        seed: seed of the training's draws.
         runs: the folder of all runs.
+        given: parameters in place of the file's; None: as the file says.
 
     Raises:
-        ParamsError: if the resulting parameters are wrong.
+        ParamsError: if there is no such study, or the resulting parameters are wrong.
     """
-    given = {k: values[k] for k in Params.model_fields if values.get(k) is not None}
-    path = PROJECT / "params" / f"{values['study']}.yaml"
-    base = read_yaml(path) if path.is_file() or "+" in path.stem or len(given) == 1 else {}
-    return Run(check_params({**base, **given}, str(path.relative_to(PROJECT))), values["seed"], runs)
+    path = study_file(study)
+    values = {**read_yaml(path), **{name: value for name, value in given.items() if value is not None}}
+    return Run(check_params(values, str(path.relative_to(PROJECT))), seed, runs)
 
 
 def peak_memory() -> dict[str, float]:
@@ -164,4 +166,7 @@ def publish(folder: Path, runs: Path = PROJECT / "runs") -> list[str]:
 
 
 if __name__ == "__main__":
-    print("published:", *publish(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description="Copy the records of all finished runs into a folder.")
+    parser.add_argument("folder", type=Path)
+    into = parser.parse_args().folder
+    sys.exit(run_command("records", lambda: print("published:", *(publish(into) or ["nothing, no run is finished"]))))

@@ -5,8 +5,11 @@ notebook, go on after a stop, or be started on several processes:
 ``python -m b2ma_core.study.stages RUN STAGE [ROUND]``.
 """
 
+import argparse
 import copy
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +40,7 @@ from b2ma_core.files import PROJECT, write_bytes
 from b2ma_core.hard_patches import HardPatch, draw_patches, holders
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, check_params
+from b2ma_core.processes import PARENT, end_with_parent, run_command
 from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels
 from b2ma_core.study.records import Run
 from b2ma_core.study.training import (
@@ -65,7 +69,9 @@ def train(run: Run, stage: str, *numbers: int) -> dict:
     if run.params.devices == 1:
         return TRAININGS[stage](run, *numbers)
     command = [sys.executable, "-m", "b2ma_core.study.stages", str(run.folder), stage, *map(str, numbers)]
-    subprocess.run(command, check=True)
+    if subprocess.run(command, env={**os.environ, PARENT: str(os.getpid())}).returncode:
+        raise RuntimeError(f"{stage}: one of its {run.params.devices} processes failed; what it said stands above, in "
+                           "the notebook. The same command goes on from the last saved step")  # fmt: skip
     folder = run.path("stage2", f"round-{numbers[0]}") if numbers else run.path(stage)
     return json.loads((folder / "history.json").read_text())
 
@@ -399,11 +405,19 @@ def open_box(run: Run) -> BlackBox:
 TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}
 
 
-def main(folder: str, stage: str, *numbers: str) -> None:
+def main(folder: str, stage: str, *numbers: int) -> None:
     values = json.loads((Path(folder) / "params.json").read_text())
     run = Run(check_params(values, folder), int(Path(folder).name), Path(folder).parent.parent)
-    TRAININGS[stage](run, *map(int, numbers))
+    TRAININGS[stage](run, *numbers)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description="One training of a run, in as many processes as its devices.")
+    parser.add_argument("run", help="runs/<study>/<seed>")
+    parser.add_argument("stage", choices=TRAININGS)
+    parser.add_argument("round", type=int, nargs="?", help="of stage2: 1, 2 ..")
+    args = parser.parse_args()
+    if (args.stage == "stage2") != (args.round is not None):
+        parser.error("stage2: say which round" if args.stage == "stage2" else f"{args.stage} has no rounds")
+    end_with_parent(signal.SIGKILL)  # the notebook, or the first of the processes
+    sys.exit(run_command(args.stage, lambda: main(args.run, args.stage, *filter(None, [args.round]))))

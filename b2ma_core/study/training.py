@@ -9,9 +9,12 @@ are as near as kernels give that add in no fixed order (bilinear upsampling and 
 
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ from b2ma_core.files import only_one, whole_file, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import load_weights, save_weights
 from b2ma_core.params import Params
+from b2ma_core.processes import end_with_parent
 
 
 def make_fabric(params: Params, devices: int = 1) -> Fabric:
@@ -153,6 +157,7 @@ class Batches(Dataset):
         return iter(DataLoader(
             self, batch_size=None, sampler=range(start, steps), num_workers=workers,
             multiprocessing_context="spawn" if workers else None, pin_memory=torch.cuda.is_available(),
+            worker_init_fn=partial(_ends_with, os.getpid()),
         ))  # fmt: skip
 
     def workers(self, processes: int = 1, shared: Path = Path("/dev/shm")) -> int:
@@ -179,6 +184,10 @@ def _by_file(array: np.ndarray | None) -> np.ndarray | Path | None:
     whole = np.load(array.filename, mmap_mode="r")
     same = (whole.shape, whole.strides, whole.dtype) == (array.shape, array.strides, array.dtype)
     return Path(array.filename) if same else array
+
+
+def _ends_with(process: int, _: int) -> None:
+    end_with_parent(signal.SIGKILL, process)
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
