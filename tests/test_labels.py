@@ -4,6 +4,7 @@ import yaml
 from cityscapesscripts.helpers.labels import labels as official
 
 from b2ma_core import labels
+from b2ma_core.files import PROJECT
 from b2ma_core.labels import CAMVID, CITYSCAPES, label_map, label_space
 from b2ma_core.params import ParamsError, check_params
 
@@ -226,3 +227,12 @@ def test_the_owners_confidence_belongs_to_one_answer(smoke_params):
     for told in ({"box_queries": 2}, {"box_queries": 1, "box": "folder", "box_root": "x"}):
         with pytest.raises(ParamsError, match="box_confidence: .*belongs to the model's one answer"):
             check_params({**values, **told}, "x")
+
+
+def test_the_readmes_example_is_read_as_it_stands(write):
+    lines = (PROJECT / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("    classes:"))
+    write("yard", "\n".join(line[4:] for line in lines[start : start + 6]))
+    yard = label_space("yard")
+    assert yard.from_file(np.array([0, 1, 2, 3, 255]), "x").tolist() == [255, 0, 1, 2, 255]
+    assert yard.subsets == {"mIoU3": (0, 1, 2), "what moves": (1, 2)}
