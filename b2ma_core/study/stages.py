@@ -96,6 +96,8 @@ def preflight(run: Run) -> None:
     _share_out(params)
     if params.box == "folder":
         LabelFolder(PROJECT / params.box_root)
+    elif params.box == "service":
+        _try_service(run)
     else:
         new_model(run, "source", params.source_start)
     if params.init != "source":
@@ -130,6 +132,15 @@ def _share_out(params: Params) -> None:
                 f"{params.devices} processes in {params.accumulate} parts leaves one alone somewhere, which has none: "
                 f"raise {name}, or lower accumulate or devices, so that each part has two at least"
             )
+
+
+def _try_service(run: Run) -> None:
+    """Ask a service for a grey image of the study's size, unless all its answers are there already."""
+    if run.path("records", "02_pseudo_labels.json").is_file():
+        return
+    box = open_box(run)
+    box.kept, box.pauses = None, box.pauses[:3]  # seven seconds: it may be just starting
+    box.predict(np.full((1, *run.params.image_size, 3), 128, np.uint8), ["a grey trial image"])
 
 
 def train_source(run: Run) -> dict:
@@ -387,13 +398,19 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Ca
 
 
 def open_box(run: Run) -> BlackBox:
-    """The box of a study, on its owner's side: the trained source model, or the vendor's folder."""
-    if run.params.box == "folder":
-        return LabelFolder(PROJECT / run.params.box_root, run.params.space_of("box"))
+    """The box of a study: the trained source model, on its owner's side, the vendor's folder, or a service."""
+    params = run.params
+    if params.box == "folder":
+        return LabelFolder(PROJECT / params.box_root, params.space_of("box"))
+    if params.box == "service":
+        from b2ma_core.service import LabelService  # here: no other box needs httpx
+
+        return LabelService(params.box_address, params.space_of("box"), run.path("answers"),
+                            params.box_token_variable, params.box_timeout, params.box_requests)  # fmt: skip
     run.require("01_source_model")
-    fabric = make_fabric(run.params)
+    fabric = make_fabric(params)
     model = trained_model(run, "source", "source", "source.safetensors")
-    return LocalModel(model, run.params.box_flip, fabric.device, fabric.autocast)
+    return LocalModel(model, params.box_flip, fabric.device, fabric.autocast)
 
 
 TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}
