@@ -24,10 +24,11 @@ from b2ma_core.data import datasets
 from b2ma_core.files import PROJECT
 from b2ma_core.labels import CAMVID, CITYSCAPES
 from b2ma_core.models import build_model, save_weights
-from b2ma_core.params import check_params
+from b2ma_core.params import check_params, load_params
 from b2ma_core.serve import application
 from b2ma_core.service import LabelService
 from b2ma_core.study import stages
+from b2ma_core.study.arms import branch
 from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import STAGES, Run
 
@@ -507,6 +508,18 @@ def test_the_trial_of_a_service_comes_before_all_training_and_not_after_the_answ
     run.record(STAGES[2], {})
     stages.preflight(run)
     assert len(server.asked) == 2
+
+
+def test_an_arm_that_asks_otherwise_shares_the_answers_of_its_study(tmp_path):
+    origin, arm = (Run(load_params(PROJECT / "params" / f"{name}.yaml"), 0, tmp_path)
+                   for name in ("service", "service+one_query"))  # fmt: skip
+    origin.path("answers").mkdir(parents=True)
+    origin.path("answers", "digest-7.png").write_bytes(b"labels")
+    for stage in STAGES[:2]:
+        origin.record(stage, {})
+    branch(arm)
+    assert stages.open_box(arm).counts() == {"answers": 1, "bytes_sent": 7, "bytes_received": 6}
+    assert not arm.path("labels").exists() and not arm.path("source").exists()
 
 
 @pytest.mark.parametrize(
