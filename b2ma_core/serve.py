@@ -21,6 +21,8 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
+from b2ma_core.files import png_bytes
+
 
 class Refused(HTTPError):
     """An error that the one who asks is told in a line of text."""
@@ -59,10 +61,8 @@ class Labels(RequestHandler):
         needed = f"uint8 {(1, *image.shape[:2])}"
         if not isinstance(answer, np.ndarray) or found != needed:
             raise Refused(500, f"The model gave {found}, needed is a numpy array of train ids, {needed}")
-        buffer = io.BytesIO()
-        Image.fromarray(answer[0]).save(buffer, "PNG")
         self.set_header("Content-Type", "image/png")
-        self.finish(buffer.getvalue())
+        self.finish(png_bytes(answer[0]))
 
     def write_error(self, status_code: int, **error) -> None:
         text = "POST an 8-bit RGB PNG here" if status_code == 405 else "The service failed, its owner's log says why"

@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from b2ma_core.files import write_bytes
+from b2ma_core.files import png_bytes, write_bytes
 from b2ma_core.labels import LabelSpace
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between tries: a server that restarts is back by then
@@ -103,9 +103,7 @@ class LabelService:
         if path := self._answers.get(digest):
             with suppress(TryAgain):  # a damaged file is asked for again
                 return read_answer(path.read_bytes(), image.shape[:2], self.space, f"{path}, to be removed")
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        sent, who = buffer.getvalue(), f"the box at {self.address}, image {name!r}"
+        sent, who = png_bytes(image), f"the box at {self.address}, image {name!r}"
         for number, pause in enumerate((*self.pauses, None), start=1):
             try:
                 received = self._post(sent, image.shape[:2], who)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -22,7 +23,7 @@ from tornado.web import Application, RequestHandler
 
 from b2ma_core.data import datasets
 from b2ma_core.files import PROJECT
-from b2ma_core.labels import CAMVID, CITYSCAPES
+from b2ma_core.labels import CAMVID, CITYSCAPES, label_map
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params, load_params
 from b2ma_core.serve import application
@@ -496,6 +497,15 @@ def test_a_served_source_model_gives_the_labels_of_the_model_bit_for_bit(smoke_p
         assert not run.path("source").exists()
     finally:
         owner.stop()
+
+
+def test_a_service_that_speaks_of_other_classes_is_joined_by_the_map(server, smoke_params, part, tmp_path):
+    params = service_study(smoke_params, server.address, label_space="camvid", box_label_space="cityscapes")
+    run = Run(params, 0, tmp_path / "runs")
+    stages.preflight(run)
+    plain = ask_for_labels(run, stages.open_box(run), replace(part, labels=None))
+    table = label_map(CITYSCAPES, CAMVID)
+    np.testing.assert_array_equal(plain, table[np.array(part.images)[..., 0] % 19])
 
 
 def test_the_trial_of_a_service_comes_before_all_training_and_not_after_the_answers(server, smoke_params, tmp_path):
