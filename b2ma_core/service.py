@@ -42,8 +42,8 @@ class LabelService:
     Args:
         address: where images are posted, ``http://..`` or ``https://..``.
         space: the label space that it answers in.
-        kept: folder of the answers, ``<digest of address and image>-<bytes sent>.png``; what is there is not asked for
-            again. None: nothing is kept.
+        kept: folder of the answers, ``<xx>/<digest of address and image>-<bytes sent>.png``; what is there is not asked
+            for again, by this process or another. None: nothing is kept.
         token_variable: name of the environment variable that holds the token; None: no token is sent.
         timeout: seconds for one answer.
         requests: requests at once.
@@ -67,7 +67,6 @@ class LabelService:
         headers |= {"Authorization": f"Bearer {self._token}"} if self._token else {}
         here = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")  # no proxy leads back to this machine
         self._client = httpx.Client(headers=headers, timeout=timeout, trust_env=not here)
-        self._answers = {path.stem.partition("-")[0]: path for path in kept.glob("*-*.png")} if kept else {}
 
     def predict(self, images: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
         """``(N, H, W, 3)`` uint8 RGB images to ``(N, H, W)`` uint8 train ids.
@@ -92,7 +91,7 @@ class LabelService:
 
     def counts(self) -> dict[str, int]:
         """Answers that are kept, and the bytes of the images sent and of the labels received for them."""
-        paths = list(self._answers.values())
+        paths = list(self.kept.glob("??/*-*.png"))
         sent = sum(int(path.stem.partition("-")[2]) for path in paths)
         return {"answers": len(paths), "bytes_sent": sent, "bytes_received": sum(p.stat().st_size for p in paths)}
 
@@ -100,7 +99,8 @@ class LabelService:
         return hashlib.sha256(f"{self.address} {image.shape} ".encode() + image.tobytes()).hexdigest()
 
     def _answer(self, digest: str, image: np.ndarray, name: str | int, stop: threading.Event) -> np.ndarray:
-        if path := self._answers.get(digest):
+        folder = self.kept and self.kept / digest[:2]  # 256 folders: a look into one takes no time
+        for path in folder.glob(f"{digest}-*.png") if folder else ():
             with suppress(TryAgain):  # a damaged file is asked for again
                 return read_answer(path.read_bytes(), image.shape[:2], self.space, f"{path}, to be removed")
         sent, who = png_bytes(image), f"the box at {self.address}, image {name!r}"
@@ -118,9 +118,8 @@ class LabelService:
                     ) from None
                 logging.getLogger(__name__).warning("%s: %s; it is tried again", who, error)
                 stop.wait(max(pause, error.pause))
-        if self.kept:
-            self._answers[digest] = self.kept / f"{digest}-{len(sent)}.png"
-            write_bytes(self._answers[digest], received)
+        if folder:
+            write_bytes(folder / f"{digest}-{len(sent)}.png", received)
         return labels
 
     def _post(self, sent: bytes, size: tuple[int, int], who: str) -> bytes:

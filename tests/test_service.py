@@ -25,11 +25,10 @@ from b2ma_core.data import datasets
 from b2ma_core.files import PROJECT
 from b2ma_core.labels import CAMVID, CITYSCAPES, label_map
 from b2ma_core.models import build_model, save_weights
-from b2ma_core.params import check_params, load_params
+from b2ma_core.params import check_params
 from b2ma_core.serve import application
 from b2ma_core.service import LabelService
 from b2ma_core.study import stages
-from b2ma_core.study.arms import branch
 from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import STAGES, Run
 
@@ -234,7 +233,7 @@ def test_an_image_is_asked_about_once_and_another_or_a_damaged_answer_again(serv
     assert len(server.asked) == 2
     client().predict(IMAGES[:1] + np.uint8(1), NAMES[:1])  # another image of the same name
     assert len(server.asked) == 3
-    for path in (tmp_path / "answers").iterdir():
+    for path in (tmp_path / "answers").glob("*/*.png"):
         path.write_bytes(path.read_bytes()[:50])
     np.testing.assert_array_equal(client().predict(IMAGES[:2]), LABELS[:2])
     assert len(server.asked) == 5
@@ -451,18 +450,18 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(smoke_params, p
     (tmp_path / "vendor.py").write_text(VENDOR)
     owner = Owner(tmp_path, "vendor:predict", "--port", "0")
     run = Run(service_study(smoke_params, owner.address), 0, tmp_path / "runs")
-    box = stages.open_box(run)
+    box = stages.open_box(run, tmp_path)
     box.pauses = (0.001,)
     with pytest.raises(ConnectionError, match=f"{owner.address}, image .*tried . times"):
         ask_for_labels(run, box, part)
     owner.process.wait()
     assert owner.process.returncode == -signal.SIGKILL
-    kept = stages.open_box(run).counts()["answers"]
+    kept = stages.open_box(run, tmp_path).counts()["answers"]
     assert 8 <= kept <= 13  # of the first 13 answers one or two may not have left the machine
     owner.stop()
     owner = Owner(tmp_path, "vendor:predict", "--port", owner.address.rpartition(":")[2])
     try:
-        box = stages.open_box(run)
+        box = stages.open_box(run, tmp_path)
         labels = ask_for_labels(run, box, part)
     finally:
         owner.stop()
@@ -470,7 +469,7 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(smoke_params, p
     queries = smoke_params.box_queries * len(part)
     assert (tmp_path / "answered.txt").read_text() == "." * (14 + queries - kept)  # none that came was asked for again
     assert box.counts()["answers"] == queries
-    assert ask_for_labels(run, stages.open_box(run), part).shape == labels.shape  # nobody is asked
+    assert ask_for_labels(run, stages.open_box(run, tmp_path), part).shape == labels.shape  # nobody is asked
 
 
 def test_a_served_source_model_gives_the_labels_of_the_model_bit_for_bit(smoke_params, part, tmp_path):
@@ -490,10 +489,10 @@ def test_a_served_source_model_gives_the_labels_of_the_model_bit_for_bit(smoke_p
     try:
         run = Run(service_study(smoke_params, owner.address), 0, tmp_path / "runs")
         stages.preflight(run)
-        assert not run.path("answers").exists()
-        np.testing.assert_array_equal(ask_for_labels(run, stages.open_box(run), part), plain)
+        assert not (tmp_path / "client" / "answers").exists()
+        np.testing.assert_array_equal(ask_for_labels(run, stages.open_box(run, tmp_path), part), plain)
         same_tree(owners.path("labels"), run.path("labels"), "*.png")
-        assert stages.open_box(run).counts()["answers"] == 3 * len(part)
+        assert stages.open_box(run, tmp_path).counts()["answers"] == 3 * len(part)
         assert not run.path("source").exists()
     finally:
         owner.stop()
@@ -503,7 +502,7 @@ def test_a_service_that_speaks_of_other_classes_is_joined_by_the_map(server, smo
     params = service_study(smoke_params, server.address, label_space="camvid", box_label_space="cityscapes")
     run = Run(params, 0, tmp_path / "runs")
     stages.preflight(run)
-    plain = ask_for_labels(run, stages.open_box(run), replace(part, labels=None))
+    plain = ask_for_labels(run, stages.open_box(run, tmp_path), replace(part, labels=None))
     table = label_map(CITYSCAPES, CAMVID)
     np.testing.assert_array_equal(plain, table[np.array(part.images)[..., 0] % 19])
 
@@ -514,22 +513,19 @@ def test_the_trial_of_a_service_comes_before_all_training_and_not_after_the_answ
     with pytest.raises(ValueError, match=f"{server.address}, image 'a grey trial image': the answer is no PNG"):
         stages.preflight(run)
     stages.preflight(run)
-    assert len(server.asked) == 2 and not run.path("answers").exists()
+    assert len(server.asked) == 2
     run.record(STAGES[2], {})
     stages.preflight(run)
     assert len(server.asked) == 2
 
 
-def test_an_arm_that_asks_otherwise_shares_the_answers_of_its_study(tmp_path):
-    origin, arm = (Run(load_params(PROJECT / "params" / f"{name}.yaml"), 0, tmp_path)
-                   for name in ("service", "service+one_query"))  # fmt: skip
-    origin.path("answers").mkdir(parents=True)
-    origin.path("answers", "digest-7.png").write_bytes(b"labels")
-    for stage in STAGES[:2]:
-        origin.record(stage, {})
-    branch(arm)
-    assert stages.open_box(arm).counts() == {"answers": 1, "bytes_sent": 7, "bytes_received": 6}
-    assert not arm.path("labels").exists() and not arm.path("source").exists()
+def test_seeds_and_arms_share_the_answers_of_their_study(server, smoke_params, part, tmp_path):
+    for name, seed in (("client", 0), ("client", 1), ("client+one_query", 0)):
+        params = service_study(smoke_params, server.address).model_copy(update={"study": name})
+        run = Run(params, seed, tmp_path / "runs")
+        labels = ask_for_labels(run, stages.open_box(run, tmp_path), part)
+        np.testing.assert_array_equal(labels, np.array(part.images)[..., 0] % 19)
+    assert len(server.asked) == smoke_params.box_queries * len(part)
 
 
 @pytest.mark.parametrize(

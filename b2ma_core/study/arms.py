@@ -69,8 +69,7 @@ def branch(run: Run) -> None:
     origin = Run(run.params.model_copy(update={"study": base_study(run.params.study)}), run.seed, run.folder.parents[1])
     origin.require(*before)
     kept = [folder for stage, folder in _MADE_BY.items() if stage < start and folder != "source"]
-    if start == STAGES[2]:  # nothing later may read them
-        kept += [folder for folder in ("source", "answers") if origin.path(folder).is_dir()]
+    kept += ["source"] if start == STAGES[2] else []  # nothing later may read it
     if not set(names) & set(_ORACLE_READS) and origin.path("oracle", "history.json").is_file():
         kept.append("oracle")
     for folder in kept:

@@ -36,7 +36,7 @@ from b2ma_core.distillation import (
 from b2ma_core.files import PROJECT, write_bytes
 from b2ma_core.hard_patches import HardPatch, draw_patches, holders
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
-from b2ma_core.params import Params, check_params
+from b2ma_core.params import Params, base_study, check_params
 from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels
 from b2ma_core.study.records import Run
 from b2ma_core.study.training import (
@@ -397,15 +397,18 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Ca
     return lambda: score(model, fabric, shown, num_classes(run.params)).miou()
 
 
-def open_box(run: Run) -> BlackBox:
-    """The box of a study: the trained source model, on its owner's side, the vendor's folder, or a service."""
+def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:
+    """The box of a study: the trained source model, on its owner's side, the vendor's folder, or a service.
+
+    A service is the same box for all seeds and arms: ``<data>/<study>/answers/`` keeps what it said to any of them.
+    """
     params = run.params
     if params.box == "folder":
         return LabelFolder(PROJECT / params.box_root, params.space_of("box"))
     if params.box == "service":
         from b2ma_core.service import LabelService  # here: no other box needs httpx
 
-        return LabelService(params.box_address, params.space_of("box"), run.path("answers"),
+        return LabelService(params.box_address, params.space_of("box"), data / base_study(params.study) / "answers",
                             params.box_token_variable, params.box_timeout, params.box_requests)  # fmt: skip
     run.require("01_source_model")
     fabric = make_fabric(params)
