@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -48,7 +49,7 @@ PUBLISHED = {
 }
 
 # They change how fast or how closely watched a run is, not what comes out of it.
-NO_EFFECT_ON_RESULTS = ("workers", "save_every")
+NO_EFFECT_ON_RESULTS = ("workers", "save_every", "box_token_variable", "box_timeout", "box_requests")
 
 
 class ParamsError(ValueError):
@@ -90,12 +91,16 @@ class Params(BaseModel):
     target_test_images: Count | None = None
 
     # --- the owner's side
-    box: Literal["model", "folder"] = "model"  # folder: label PNGs that a vendor delivered
+    box: Literal["model", "folder", "service"] = "model"  # folder: label PNGs that a vendor delivered; service: HTTP
     box_root: str | None = None
     box_label_space: str | None = None  # the classes that the box's answers speak of; None: label_space
     box_label_map: str | None = None  # file in params/label_spaces/ that joins them; None: <box's>_to_<label_space>
+    box_address: str | None = None  # of a service, http://.. or https://..
+    box_token_variable: str | None = None  # NAME of the environment variable with its token, never the token
+    box_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  # seconds for one answer
+    box_requests: Annotated[int, Field(ge=1, le=64)] = 4  # requests at once
     box_flip: bool = True  # average the logits of the image and its mirror image
-    box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that a model is asked for
+    box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that a model or service is asked for
     vote_exponent: NotNegative = (
         4.0  # an answer counts (its agreement with most answers to the image) ** this; 0: all alike
     )
@@ -219,10 +224,15 @@ class Params(BaseModel):
                              "it is: set box to 'model' and box_queries to 1, or leave it out; of several answers the "
                              "agreement is the confidence")  # fmt: skip
         if self.box == "model" and self.source_dataset == "none" and self.source_steps > 0:
-            raise ValueError("source_dataset: 'none' leaves nothing to train on; set box to 'folder', "
+            raise ValueError("source_dataset: 'none' leaves nothing to train on; set box to 'folder' or 'service', "
                              "or source_start to a weights file and source_steps to 0")  # fmt: skip
-        if self.box == "folder" and self.init == "source":
-            raise ValueError("init: 'source' needs the owner's weights, and a folder of labels has none")
+        if self.box == "service":
+            _check_address(self.box_address)
+        if self.box_token_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.box_token_variable):
+            raise ValueError("box_token_variable: must be the NAME of an environment variable (capitals, digits, _), "
+                             "such as BOX_TOKEN; the token itself belongs into that variable alone")  # fmt: skip
+        if self.box != "model" and self.init == "source":
+            raise ValueError(f"init: 'source' needs the owner's weights, and a {self.box} gives labels alone")
         if self.box == "model" and self.source_image_size and self.crop:
             raise ValueError("crop: the source's images have a size of their own (source_image_size), so none is cut")
         if self.crop and (self.crop[0] > self.image_size[0] or self.crop[1] > self.image_size[1]):
@@ -264,6 +274,20 @@ class Params(BaseModel):
         """What a run made with ``other`` was told otherwise, as ``name: then -> now`` lines."""
         now = self.model_dump()
         return [f"{name}: {other.get(name)!r} -> {now.get(name)!r}" for name in unlike(now, other)]
+
+
+def _check_address(address: str | None) -> None:
+    """Refuse what is no address of a service, without repeating a password that it may hold."""
+    try:
+        url = urlsplit(address or "")
+        fits = url.scheme in ("http", "https") and url.hostname and url.port != 0 and not re.search(r"\s", address)
+    except ValueError:  # a port that is no number, or a broken IPv6 address
+        fits = False
+    if not fits:
+        raise ValueError("box_address: box is 'service', so name its address here, such as http://127.0.0.1:8765")
+    if url.username is not None or url.password is not None:
+        raise ValueError("box_address: holds a name or password, and parameters are written into every record; put the "
+                         "token into an environment variable and name that in box_token_variable")  # fmt: skip
 
 
 def unlike(params: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -357,4 +381,6 @@ def _explain(error: dict) -> str:
     if error["type"] == "missing":
         return f"{name}: has to be given"
     message = error["msg"].removeprefix("Value error, ")
+    if name == "box_token_variable":  # it may be a token, by mistake
+        return f"{name}: {message[0].lower()}{message[1:]}"
     return message if not error["loc"] else f"{name}: {message[0].lower()}{message[1:]}, got {error['input']!r}"

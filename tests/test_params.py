@@ -21,12 +21,20 @@ def test_every_study_of_the_project_is_valid(study):
         ({"rounds": "two"}, "rounds: .*integer, got 'two'"),
         ({"batch_size": 0}, "batch_size: .*greater than or equal to 1, got 0"),
         ({"ema_alpha": 1.5}, "ema_alpha: .*less than or equal to 1"),
-        ({"box": "oracle"}, "box: .*'model' or 'folder'"),
+        ({"box": "oracle"}, "box: .*'model', 'folder' or 'service'"),
         ({"crop": [128, 128]}, r"crop: \[128, 128\] is larger than image_size \[64, 128\]"),
         ({"grid": 8}, "grid: .*under 16 pixels"),
         ({"rare_classes": [19]}, "rare_classes: .*leave 0 .. 18"),
         ({"source_dataset": "camvid"}, "source_root: "),
         ({"box": "folder"}, "box_root: "),
+        ({"box": "service"}, "box_address: "),
+        ({"box": "service", "box_address": "127.0.0.1:8765"}, "box_address: .*such as http://"),
+        ({"box": "service", "box_address": "http://127.0.0.1:port"}, "box_address: .*such as http://"),
+        ({"box": "service", "box_address": "http://a b/"}, "box_address: .*such as http://"),
+        ({"box": "service", "box_address": "http://h", "init": "source"}, "init: .* a service gives labels alone"),
+        ({"box": "service", "box_address": "http://h", "box_confidence": True}, "box_confidence: "),
+        ({"box_timeout": 0.0}, "box_timeout: "),
+        ({"box_requests": 0}, "box_requests: "),
         ({"random_scale": [0.5, 1.0]}, "random_scale: "),
         ({"target_train_images": None}, "target_train_images: MiniCity is endless"),
         ({"source_train_split": "testing"}, "source_train_split: MiniCity has"),
@@ -36,6 +44,21 @@ def test_a_wrong_value_is_named_with_what_is_allowed(smoke_params, wrong, said):
     with pytest.raises(ParamsError, match=said) as caught:
         check_params({**smoke_params.model_dump(), **wrong}, "params/x.yaml")
     assert str(caught.value).startswith("params/x.yaml: 1 wrong parameter\n")
+
+
+@pytest.mark.parametrize(
+    "secret, wrong",
+    [
+        ("hunter2", {"box": "service", "box_address": "http://me:hunter2@127.0.0.1:8765"}),
+        ("hunter2", {"box": "service", "box_address": "http://hunter2@h"}),
+        ("sk-12ab", {"box_token_variable": "sk-12ab"}),
+        ("123456", {"box_token_variable": 123456}),
+    ],
+)
+def test_a_token_among_the_parameters_is_refused_and_not_repeated(smoke_params, secret, wrong):
+    with pytest.raises(ParamsError, match="box_(address|token_variable): ") as caught:
+        check_params({**smoke_params.model_dump(), **wrong}, "x")
+    assert secret not in str(caught.value)
 
 
 def test_all_that_is_wrong_is_said_at_once(smoke_params):

@@ -54,10 +54,10 @@ def test_make_study_says_what_it_would_do():
 FLOORS = [
     {"files", "processes"},
     {"spatial_mix", "hard_patches", "queries", "metrics", "labels", "augmentations", "calibration", "minicity"},
-    {"params", "models", "black_box"},
+    {"params", "models", "black_box", "service"},
     {"data", "distillation"},
     {"study"},
-    {"report"},
+    {"report", "serve"},
 ]
 
 

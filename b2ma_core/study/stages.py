@@ -39,7 +39,7 @@ from b2ma_core.distillation import (
 from b2ma_core.files import PROJECT, write_bytes
 from b2ma_core.hard_patches import HardPatch, draw_patches, holders
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
-from b2ma_core.params import Params, check_params
+from b2ma_core.params import Params, base_study, check_params
 from b2ma_core.processes import PARENT, end_with_parent, run_command
 from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels
 from b2ma_core.study.records import Run
@@ -102,6 +102,8 @@ def preflight(run: Run) -> None:
     _share_out(params)
     if params.box == "folder":
         LabelFolder(PROJECT / params.box_root)
+    elif params.box == "service":
+        _try_service(run)
     else:
         new_model(run, "source", params.source_start)
     if params.init != "source":
@@ -136,6 +138,15 @@ def _share_out(params: Params) -> None:
                 f"{params.devices} processes in {params.accumulate} parts leaves one alone somewhere, which has none: "
                 f"raise {name}, or lower accumulate or devices, so that each part has two at least"
             )
+
+
+def _try_service(run: Run) -> None:
+    """Ask a service for a grey image of the study's size, unless all its answers are there already."""
+    if run.path("records", "02_pseudo_labels.json").is_file():
+        return
+    box = open_box(run)
+    box.kept, box.pauses = None, box.pauses[:3]  # seven seconds: it may be just starting
+    box.predict(np.full((1, *run.params.image_size, 3), 128, np.uint8), ["a grey trial image"])
 
 
 def train_source(run: Run) -> dict:
@@ -392,14 +403,23 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Ca
     return lambda: score(model, fabric, shown, num_classes(run.params)).miou()
 
 
-def open_box(run: Run) -> BlackBox:
-    """The box of a study, on its owner's side: the trained source model, or the vendor's folder."""
-    if run.params.box == "folder":
-        return LabelFolder(PROJECT / run.params.box_root, run.params.space_of("box"))
+def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:
+    """The box of a study: the trained source model, on its owner's side, the vendor's folder, or a service.
+
+    A service is the same box for all seeds and arms: ``<data>/<study>/answers/`` keeps what it said to any of them.
+    """
+    params = run.params
+    if params.box == "folder":
+        return LabelFolder(PROJECT / params.box_root, params.space_of("box"))
+    if params.box == "service":
+        from b2ma_core.service import LabelService  # here: no other box needs httpx
+
+        return LabelService(params.box_address, params.space_of("box"), data / base_study(params.study) / "answers",
+                            params.box_token_variable, params.box_timeout, params.box_requests)  # fmt: skip
     run.require("01_source_model")
-    fabric = make_fabric(run.params)
+    fabric = make_fabric(params)
     model = trained_model(run, "source", "source", "source.safetensors")
-    return LocalModel(model, run.params.box_flip, fabric.device, fabric.autocast)
+    return LocalModel(model, params.box_flip, fabric.device, fabric.autocast)
 
 
 TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}

@@ -1,0 +1,186 @@
+"""A box behind an address: images go out by HTTP as PNGs, label PNGs come back, and each answer is kept at once.
+
+The exchange is ``POST <address>`` with an 8-bit RGB PNG as the body and ``Authorization: Bearer <token>`` where there
+is a token. The answer is status 200 and a PNG of the same size with one channel of 8 bits: the train ids.
+:mod:`b2ma_core.serve` is such a server.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from b2ma_core.files import png_bytes, write_bytes
+from b2ma_core.labels import LabelSpace
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between tries: a server that restarts is back by then
+LONGEST_PAUSE = 600.0  # seconds that a service may ask for (Retry-After); above that the study stops and says so
+
+
+class TryAgain(Exception):  # noqa: N818
+    """A failure that may pass; ``pause`` are the seconds that the service asked for."""
+
+    def __init__(self, reason: str, pause: float = 0.0):
+        super().__init__(reason)
+        self.pause = pause
+
+
+class LabelService:
+    """A box that answers by HTTP.
+
+    Args:
+        address: where images are posted, ``http://..`` or ``https://..``.
+        space: the label space that it answers in.
+        kept: folder of the answers, ``<xx>/<digest of address and image>-<bytes sent>.png``; what is there is not asked
+            for again, by this process or another. None: nothing is kept.
+        token_variable: name of the environment variable that holds the token; None: no token is sent.
+        timeout: seconds for one answer.
+        requests: requests at once.
+        pauses: seconds between the tries of one image; there is one try more than pauses.
+
+    Raises:
+        ValueError: if the environment variable holds no token; the message never holds one.
+    """
+
+    def __init__(
+        self, address: str, space: LabelSpace, kept: Path | None = None, token_variable: str | None = None,
+        timeout: float = 60.0, requests: int = 4, pauses: Sequence[float] = PAUSES,
+    ):  # fmt: skip
+        self.address, self.space, self.kept, self.token_variable = address, space, kept, token_variable
+        self.timeout, self.requests, self.pauses = timeout, requests, tuple(pauses)
+        self._token = os.environ.get(token_variable, "").strip() if token_variable else ""
+        if token_variable and not (self._token.isascii() and self._token.isprintable() and self._token):
+            raise ValueError(f"box_token_variable: the environment variable {token_variable} is not set here, or holds "
+                             "no token: export it in this shell, then start again")  # fmt: skip
+        headers = {"Content-Type": "image/png", "Accept": "image/png", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        here = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")  # no proxy leads back to this machine
+        self._client = httpx.Client(headers=headers, timeout=timeout, trust_env=not here)
+
+    def predict(self, images: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
+        """``(N, H, W, 3)`` uint8 RGB images to ``(N, H, W)`` uint8 train ids.
+
+        Raises:
+            ValueError: if the service refuses an image or its answer is no label map of it.
+            ConnectionError: if there was no answer after all tries. Both name the address and the image.
+        """
+        digests = [self._digest(image) for image in images]
+        different = {digest: i for i, digest in enumerate(digests)}  # the same image is asked about once
+        stop = threading.Event()
+
+        def answer(digest: str, i: int) -> np.ndarray:
+            return self._answer(digest, images[i], i if names is None else names[i], stop)
+
+        with ThreadPoolExecutor(self.requests) as pool:
+            try:
+                answers = dict(zip(different, pool.map(answer, different, different.values()), strict=True))
+            finally:
+                stop.set()  # after an error or an interrupt the other threads shall not go on trying
+        return np.stack([answers[digest] for digest in digests])
+
+    def counts(self) -> dict[str, int]:
+        """Answers that are kept, and the bytes of the images sent and of the labels received for them."""
+        paths = list(self.kept.glob("??/*-*.png"))
+        sent = sum(int(path.stem.partition("-")[2]) for path in paths)
+        return {"answers": len(paths), "bytes_sent": sent, "bytes_received": sum(p.stat().st_size for p in paths)}
+
+    def _digest(self, image: np.ndarray) -> str:
+        return hashlib.sha256(f"{self.address} {image.shape} ".encode() + image.tobytes()).hexdigest()
+
+    def _answer(self, digest: str, image: np.ndarray, name: str | int, stop: threading.Event) -> np.ndarray:
+        folder = self.kept and self.kept / digest[:2]  # 256 folders: a look into one takes no time
+        for path in folder.glob(f"{digest}-*.png") if folder else ():
+            with suppress(TryAgain):  # a damaged file is asked for again
+                return read_answer(path.read_bytes(), image.shape[:2], self.space, f"{path}, to be removed")
+        sent, who = png_bytes(image), f"the box at {self.address}, image {name!r}"
+        for number, pause in enumerate((*self.pauses, None), start=1):
+            try:
+                received = self._post(sent, image.shape[:2], who)
+                labels = read_answer(received, image.shape[:2], self.space, who)
+                break
+            except TryAgain as error:
+                if pause is None or max(pause, error.pause) > LONGEST_PAUSE or stop.is_set():
+                    wish = f", it asks for a pause of {error.pause:.0f} s" if error.pause else ""
+                    raise ConnectionError(
+                        f"{who}: {error}{wish} (tried {number} times). The answers so far are kept: when the service "
+                        "works again, start the same command and it goes on from here"
+                    ) from None
+                logging.getLogger(__name__).warning("%s: %s; it is tried again", who, error)
+                stop.wait(max(pause, error.pause))
+        if folder:
+            write_bytes(folder / f"{digest}-{len(sent)}.png", received)
+        return labels
+
+    def _post(self, sent: bytes, size: tuple[int, int], who: str) -> bytes:
+        """The body of an answer with status 200; ValueError or TryAgain for any other."""
+        most = 8 * size[0] * size[1] + 2**20  # bytes: no PNG of this size needs more
+        received, deadline = bytearray(), time.monotonic() + self.timeout
+        try:
+            with self._client.stream("POST", self.address, content=sent) as answer:
+                for chunk in answer.iter_bytes():
+                    received += chunk
+                    if len(received) > most:
+                        raise ValueError(f"{who}: the answer has more than {most} bytes")
+                    if time.monotonic() > deadline:  # httpx itself only limits the time between two chunks
+                        raise httpx.ReadTimeout("timed out in the middle of the answer")
+        except httpx.RequestError as error:
+            limit = f", box_timeout is {self.timeout:g} s" if isinstance(error, httpx.TimeoutException) else ""
+            raise TryAgain(f"no answer ({error or type(error).__name__}{limit})") from None
+        if answer.status_code == 200 and b"\x89PNG".startswith(received[:4]):
+            return bytes(received)
+        said = self._hidden(received[:1000].decode("utf-8", "replace"))
+        reason = f"status {answer.status_code} ({' '.join(said.split())[:200]})"
+        if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
+            wish = answer.headers.get("Retry-After", "")  # seconds; as a date it is passed over
+            raise TryAgain(reason, float(wish) if wish.isdecimal() else 0.0)
+        if answer.status_code == 200:
+            kind = self._hidden(answer.headers.get("Content-Type", "none"))
+            raise ValueError(f"{who}: the answer is no PNG (Content-Type {kind}), it begins {said[:60]!r}")
+        hint = "is box_address the box's, and does it take a PNG of this size by POST?"
+        if answer.status_code in (401, 403):
+            wrong = f"the token in {self.token_variable} is wrong"
+            hint = wrong if self._token else "it wants a token: name its environment variable in box_token_variable"
+        elif answer.is_redirect:
+            there = self._hidden(answer.headers.get("Location", "nowhere"))
+            hint = f"it points to {there}, which is not followed: is that to be box_address?"
+        raise ValueError(f"{who}: {reason}; {hint}")
+
+    def _hidden(self, said: str) -> str:
+        """Without our token: some services repeat it, and messages must not."""
+        return said.replace(self._token, "***") if self._token else said
+
+
+def read_answer(content: bytes, size: tuple[int, int], space: LabelSpace, who: str) -> np.ndarray:
+    """The bytes of a label PNG to ``(H, W)`` uint8 train ids; of a palette the indices are the ids.
+
+    Raises:
+        ValueError: naming ``who``, for another size, more than one channel or ids outside the space.
+        TryAgain: for a PNG that is cut short or damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.verify()  # the checksum of every part, which loading passes over
+        picture, (depth, kind) = Image.open(io.BytesIO(content)), content[24:26]
+        if picture.size == size[::-1]:  # a small file may stand for a picture that fills the memory
+            picture.load()
+    except Exception:  # a broken file makes Pillow raise nearly anything
+        raise TryAgain(f"the answer is a broken PNG of {len(content)} bytes") from None
+    if picture.size != size[::-1]:
+        raise ValueError(f"{who}: the answer is {picture.size[::-1]}, the image is {size} (H x W)")
+    if kind != 3 and (kind, depth) != (0, 8):  # 3: palette, 0: grey
+        raise ValueError(f"{who}: the answer is a PNG of mode {picture.mode!r} and {depth} bits, needed is one channel "
+                         "of 8 bits, one train id a pixel")  # fmt: skip
+    labels = np.array(picture, np.uint8)
+    space.check(labels, who)
+    return labels
