@@ -106,7 +106,7 @@ def source_model(study: str, seed: int) -> Callable:
     """The source model of a run as a function; an error says what has to be there first."""
     from b2ma_core.study.records import open_run
 
-    run = open_run({"study": study, "seed": seed})
+    run = open_run(study, seed)
     if run.params.box != "model":
         raise ValueError(f"box: {study} has {run.params.box!r}; serve the owner's study, which has 'model'")
     run.require("01_source_model")
