@@ -112,12 +112,18 @@ class LabelSpace:
         classes = self.file_ids or self.label_ids
         strange = [v for v in np.unique(ids).tolist() if v not in {*classes, *self.void_ids}]
         if strange:
-            listed = f"0 .. {len(classes) - 1}" if classes == tuple(range(len(classes))) else _some(classes, 20)
-            raise ValueError(f"{where}: holds {strange[:8]}, but label maps of {self.name!r} hold {listed}, and "
-                             f"{_some(self.void_ids, 8)} for ignored pixels{self._hint(strange)}")  # fmt: skip
+            raise ValueError(f"{where}: holds {strange[:8]}, but label maps of {self.name!r} hold {self.ids_in_files}"
+                             f"{self._hint(strange)}")  # fmt: skip
         table = np.full(256, self.ignore_index, np.uint8)
         table[list(classes)] = np.arange(self.num_classes, dtype=np.uint8)
         return table[ids]
+
+    @property
+    def ids_in_files(self) -> str:
+        """What :meth:`from_file` takes, in words."""
+        ids = self.file_ids or self.label_ids
+        listed = f"0 .. {len(ids) - 1}" if ids == tuple(range(len(ids))) else _some(ids, 20)
+        return f"{listed}, and {_some(self.void_ids, 8)} for ignored pixels"
 
     def _hint(self, strange: list[int]) -> str:
         if self.num_classes <= min(strange) and max(strange) <= max(self.label_ids):

@@ -59,12 +59,12 @@ def deliveries(
         whole = min(k for _, k in gaps)
         fewer = f", or set box_queries to {whole}: so many views are there for all images" if whole else ""
         scores = f" ({len(sent) - len(gaps)} of them for scores alone)" if len(sent) > len(gaps) else ""
-        first = box.path(train.names[gaps[0][0]], gaps[0][1])
+        first, space = box.path(train.names[gaps[0][0]], gaps[0][1]), params.space_of("box")
         raise FileNotFoundError(
             f"{box.root}: {everything - len(gaps)} of {everything} label maps of {train.name} are there, the next is "
-            f"{first}. {len(sent)} images{scores} are in {outbox}, to be sent to the box's owner. Put each answer, an "
-            f"8-bit PNG of {params.space_of('box').name} ids, into {box.root} under the "
-            f"{'name' if box.flat else 'folder and name'} of its image, and start the same command again{fewer}"
+            f"{first}. {len(sent)} images{scores} are in {outbox}, to be sent to the box's owner. Put each answer into "
+            f"{box.root} under the {'name' if box.flat else 'folder and name'} of its image, as an 8-bit PNG of "
+            f"{space.name} ids ({space.ids_in_files}), and start the same command again{fewer}"
         )
     return [part for part in parts if part.name in answered], notes
 
