@@ -74,6 +74,7 @@ benchmark: .venv/ready
 	$(PY) benchmarks/input_pipeline.py
 
 clean:
+	@case "$(STUDY)" in ""|*[!A-Za-z0-9_+-]*) echo "make clean: STUDY: '$(STUDY)' is no name of a study" >&2; exit 1;; esac
 	rm -rf "runs/$(STUDY)" "data/$(STUDY)"
 
 .venv/ready: requirements.lock pyproject.toml

@@ -41,6 +41,8 @@ def one_message(output: str, *said: str) -> None:
         ("figures STUDY=smoke SEEDS=3", "runs/smoke: no record of an evaluation for seed 3"),
         ("figures RUNS=nowhere", "nowhere/minicity: no record of an evaluation for seed 0"),
         ("test CORES=two", "CORES: must be a whole number"),
+        ("clean STUDY=", "'' is no name of a study"),
+        ("clean STUDY=../params", "'../params' is no name of a study"),
         ("study JOBS=x SEEDS=y", "SEEDS: must"),  # and not the first alone
         ("study JOBS=x SEEDS=y", "JOBS: must"),
     ],

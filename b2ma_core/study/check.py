@@ -92,8 +92,6 @@ def check(target: str, told: Mapping[str, str]) -> None:
         checks.append(lambda: check_profile(told.get("PROFILE", "")))
     if target in ("study", "ablation", "test"):
         checks.append(lambda: count_of("CORES", told.get("CORES", "")))
-    if target == "clean":
-        checks.append(lambda: study_file(study))
     for folder in {"study": ("runs", "data", "figures", ".snakemake"), "ablation": ("runs", "data", ".snakemake"),
                    "figures": (runs, "figures"), "records": ("figures",)}.get(target, ()):  # fmt: skip
         checks.append(lambda folder=folder: check_writable(PROJECT / folder, "make the project's folder writable"))
