@@ -100,7 +100,7 @@ class Params(BaseModel):
     box_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  # seconds for one answer
     box_requests: Annotated[int, Field(ge=1, le=64)] = 4  # requests at once
     box_flip: bool = True  # average the logits of the image and its mirror image
-    box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that a model or service is asked for
+    box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that are answered; a flat folder: 1
     vote_exponent: NotNegative = (
         4.0  # an answer counts (its agreement with most answers to the image) ** this; 0: all alike
     )
@@ -211,8 +211,9 @@ class Params(BaseModel):
         if self.box == "folder" and not self.box_root:
             raise ValueError("box_root: box is 'folder', so name the folder of label PNGs here")
         if self.box == "model" and (self.box_label_space or self.box_label_map):
-            raise ValueError("box_label_space: a model that is trained here learns the classes of label_space; the "
-                             "source's labels are joined to them as they are read")  # fmt: skip
+            raise ValueError("box_label_space: box 'model' has the classes of label_space, to which the source's "
+                             "labels are joined as they are read; a model of other classes answers as box 'service' "
+                             "(python -m b2ma_core.serve)")  # fmt: skip
         if self.box_label_map and not self.box_label_space:
             raise ValueError("box_label_map: set box_label_space, too: the classes that the map is from")
         try:

@@ -213,7 +213,7 @@ def test_the_projects_maps_say_what_their_data_sets_define():
         ({"box": "folder", "box_root": "x", "box_label_map": "cityscapes_to_camvid"}, "box_label_map: set box_label_space"),
         ({"box": "folder", "box_root": "x", "box_label_space": "cityscapes", "box_label_map": "cityscapes_to_camvid"},
          "box_label_map: .*cityscapes_to_camvid.yaml: .*'pavement' is no class of 'cityscapes'"),
-        ({"box_label_space": "camvid"}, "box_label_space: a model that is trained here learns the classes of label_space"),
+        ({"box_label_space": "camvid"}, "box_label_space: box 'model' has the classes of label_space"),
     ],
 )  # fmt: skip
 def test_classes_that_nothing_joins_are_refused(smoke_params, told, said):
