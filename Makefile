@@ -73,13 +73,16 @@ benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py
 	$(PY) benchmarks/input_pipeline.py
 
-# FROM=05_self_distill: that notebook's outputs and all later ones alone, of every seed and arm.
+# FROM=05_self_distill: that notebook's outputs and all later ones alone, of every seed and arm. What was put into
+# data/ by hand stays.
 clean:
 	@[ -n "$(STUDY)" ] || { echo "clean: STUDY= names no study"; exit 1; }
 ifdef FROM
 	@$(PY) -m b2ma_core.study.arms clean "$(STUDY)" "$(FROM)"
 else
-	rm -rf "runs/$(STUDY)" "runs/$(STUDY)+"* "data/$(STUDY)"
+	rm -rf "runs/$(STUDY)" "runs/$(STUDY)+"*
+	@cd "data/$(STUDY)" 2>/dev/null && rm -rf source_train source_val target_train target_val target_test outbox \
+	  problems.txt .lock && cd .. && rmdir "$(STUDY)" 2>/dev/null || true
 endif
 
 .venv/ready: requirements.lock pyproject.toml

@@ -55,7 +55,8 @@ _DEVICE = ("accelerator", "devices", "precision", "compile")
 _TRAINING = ("label_space", "image_size", "batch_size", "accumulate", "crop", "evaluate_every", *_DEVICE)
 _STUDENT = ("target_network", "target_optimizer", "weight_decay", "warmup_steps")
 _TARGET = (*_STUDENT, "target_jitter", "target_noise", "random_scale", "stage1_learning_rate", "init")
-_PARTS = ("target_train", "target_val", "target_test")
+DATA_PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
+_PARTS = DATA_PARTS[2:]
 
 PIPELINE = (
     Stage("data", "00_data", reads=_DATA, code=("data.datasets.prepare", "minicity"), computes=False),

@@ -18,7 +18,7 @@ from pathlib import Path
 from b2ma_core.digests import code_digests, digest, file_digest, stamp
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.params import NO_EFFECT_ON_RESULTS, Params, base_study
-from b2ma_core.study.pipeline import EVALUATION, PIPELINE, Stage, stage_named, stages_of
+from b2ma_core.study.pipeline import DATA_PARTS, EVALUATION, PIPELINE, Stage, stage_named, stages_of
 
 MADE_FROM, PROVENANCE = "made_from.json", "provenance.json"
 IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them together
@@ -27,7 +27,6 @@ IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them togeth
     "deeplabv2_resnet101": "resnet101-63fe2227.pth",
     "deeplabv2_resnet101_full": "resnet101-63fe2227.pth",
 }
-_DATA_PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
 
 
 def made_from(run, name: str) -> dict[str, dict]:
@@ -71,7 +70,7 @@ def _classes(params: Params) -> str:
 def _inputs(run, name: str, stage: Stage) -> dict[str, str | None]:
     params, found = run.params, {}
     truth = stage.name in ("data", "source", "oracle", "evaluation")
-    for part in _DATA_PARTS if stage.name == "data" else stage.data:
+    for part in DATA_PARTS if stage.name == "data" else stage.data:
         found[f"{part} images"] = data_digest(params, part, "digests")
         found[f"{part} labels"] = data_digest(params, part, "label_digests") if truth else None
     if stage.is_training:
@@ -107,7 +106,7 @@ def delivered(params: Params) -> dict[str, list] | None:
     root = PROJECT / (params.box_root or "")
     if not root.is_dir():
         return None
-    indices = [_index(params, part) for part in _DATA_PARTS if part.startswith("target_")]
+    indices = [_index(params, part) for part in DATA_PARTS if part.startswith("target_")]
     names = {name for index in indices if index for name in index["names"]}
     found = {name: [] for name in sorted(names)}
     for path in sorted([*root.glob("*.png"), *root.glob("*/*.png")]):
@@ -127,7 +126,7 @@ def _read(path: Path, _: int) -> dict:
     return json.loads(path.read_text())
 
 
-def content(run, name: str, parts: tuple[str, ...] = _DATA_PARTS) -> str | None:
+def content(run, name: str, parts: tuple[str, ...] = DATA_PARTS) -> str | None:
     """Digest of what a stage has left in the run's folder; None where there is nothing.
 
     Args:
@@ -355,17 +354,11 @@ def on_disk(run, notebook: str) -> dict:
 def look_at_disk(run, notebook: str) -> None:
     """Write ``on_disk/<notebook>.json``, an input of the notebook's rule, if it has to be executed again: if what
     :func:`on_disk` tells has changed, or the record says that it was made by other code or with other parameters."""
-    path, record, now = (
-        run.path("on_disk", f"{notebook}.json"),
-        run.path("records", f"{notebook}.json"),
-        on_disk(run, notebook),
-    )
-    before = json.loads(record.read_text()).get("made_from") if record.is_file() else None
-    stage = stages_of(notebook)[-1]
-    other = before and (before["params"], before["code"]) != (
-        params_of(run.params, stage.name),
-        code_digests(*stage.code),
-    )
+    path, record = (run.path(folder, f"{notebook}.json") for folder in ("on_disk", "records"))
+    before = json.loads(record.read_text()).get("made_from", {}) if record.is_file() else {}
+    stage, now = stages_of(notebook)[-1], on_disk(run, notebook)
+    made = {"params": params_of(run.params, stage.name), "code": code_digests(*stage.code)}
+    other = any(before.get(key, value) != value for key, value in made.items())
     stored = json.loads(path.read_text()) if path.is_file() else {}
     if other:
         write_json(path, {**now, "again": time.time()})  # other bytes: Snakemake passes over a file of the same ones
@@ -375,10 +368,15 @@ def look_at_disk(run, notebook: str) -> None:
 
 @cache
 def _stamps(root: Path) -> str:
+    """Digest of the names, sizes and times of a file or of all files in a folder, but of what studies prepare there."""
     if root.is_file():
         return digest(stamp(root))
     found = []
-    for folder, names, files in os.walk(root):
-        names.sort()
-        found += [[os.path.relpath(folder, root), name, stamp(Path(folder, name))] for name in sorted(files)]
+    for folder, names, files in os.walk(root, followlinks=True):
+        if "images.npy" in files or Path(folder).name == "outbox":
+            names.clear()
+            continue
+        names[:] = sorted(name for name in names if name[0] != ".")
+        files = sorted(name for name in files if name[0] != "." and name != "problems.txt")
+        found += [[os.path.relpath(folder, root), name, stamp(Path(folder, name))] for name in files]
     return digest(found)
