@@ -2,7 +2,7 @@
 # make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
 # make ablation the parts of the method one by one        (RUNS=figures/records: from the committed ones)
 #               (QUICK=1: the arms of stage 2)            make records keeps the records of runs/ there
-# make clean    removes the runs and data of STUDY        Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
+# make clean    removes runs, arms and data of STUDY      Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
 #                                                         LAB="--no-browser --port 8889" for a machine far away
 #                                                         PROFILE=profiles/slurm: as jobs on a cluster
 STUDY ?= minicity
@@ -73,9 +73,17 @@ benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py
 	$(PY) benchmarks/input_pipeline.py
 
+# FROM=05_self_distill: that notebook's outputs and all later ones alone, of every seed and arm. What was put into
+# data/ by hand stays, and so do the answers of a service, which may have been paid for.
 clean:
 	@case "$(STUDY)" in ""|*[!A-Za-z0-9_+-]*) echo "make clean: STUDY: '$(STUDY)' is no name of a study" >&2; exit 1;; esac
-	rm -rf "runs/$(STUDY)" "data/$(STUDY)"
+ifdef FROM
+	@$(PY) -m b2ma_core.study.arms clean "$(STUDY)" "$(FROM)"
+else
+	rm -rf "runs/$(STUDY)" "runs/$(STUDY)+"*
+	@cd "data/$(STUDY)" 2>/dev/null && rm -rf source_train source_val target_train target_val target_test outbox \
+	  problems.txt .lock && cd .. && rmdir "$(STUDY)" 2>/dev/null || true
+endif
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,9 @@ from b2ma_core.params import base_study, check_params, read_yaml
 from b2ma_core.processes import end_with_parent
 from b2ma_core.study.arms import first_stage, switched
 from b2ma_core.study.check import check_study, count_of, seeds_of
+from b2ma_core.study.pipeline import EVALUATION, STAGES, notebooks_before, stages_of
+from b2ma_core.study.provenance import look_at_disk
+from b2ma_core.study.records import Run
 
 try:
     STUDY = str(config.get("study", "minicity"))
@@ -23,10 +27,8 @@ try:
 except ValueError as error:
     sys.exit(f"\n{error}\n")
 PY = shlex.quote(sys.executable)
-NOTEBOOKS = [
-    "00_data", "01_source_model", "02_pseudo_labels", "03_cross_domain", "04_hard_patches", "05_self_distill",
-    "06_evaluation",
-]
+ARMS = [f"{STUDY}+{arm}" for arm in str(config.get("arms", "")).replace(",", " ").split()]
+NOTEBOOKS = STAGES[: STAGES.index(EVALUATION) + 1]
 
 # One study at a time in this folder. The system drops this lock with the process, so that a killed run leaves
 # nothing to unlock (Snakemake's own lock, switched off by --nolock, would stay).
@@ -60,12 +62,35 @@ onstart:
     signal.signal(signal.SIGTERM, stop)
 
 
+@cache
+def params_of(study):
+    return check_params(read_yaml(Path("params") / f"{study}.yaml"), f"params/{study}.yaml")
+
+
+@cache
+def start_of(arm):
+    return first_stage(switched(arm))
+
+
+# What a notebook is made from, as far as it can be told without reading a picture: parameters, code, and dates and
+# sizes of the files outside. A file that changes when one of them does is an input of its rule; the notebook then finds
+# out by content what there is to be made again.
+if workflow.is_main_process:
+    try:
+        for study in (STUDY, *ARMS):
+            for seed in SEEDS:
+                for name in (*NOTEBOOKS, "07_figures"):
+                    look_at_disk(Run(params_of(study), seed), name)
+    except (ValueError, OSError) as error:
+        sys.exit(f"\n{error}\n")
+
+
 def gpus(name):
     """GPUs that a scheduler is asked for: the study's devices, for the stages that compute on them."""
 
     def needed(wildcards):
-        params = check_params(read_yaml(Path("params") / f"{wildcards.study}.yaml"), wildcards.study)
-        return 0 if params.accelerator == "cpu" or name in ("00_data", "04_hard_patches") else params.devices
+        params = params_of(wildcards.study)
+        return params.devices if params.accelerator != "cpu" and any(s.computes for s in stages_of(name)) else 0
 
     return needed
 
@@ -75,14 +100,15 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-def records_before(name, before):
+def records_before(name):
     """An arm of the ablation begins where its first switch is read, from the finished run that it stems from."""
 
     def needed(wildcards):
-        study, seed = wildcards.study, wildcards.seed
-        if "+" in study and name == first_stage(switched(study)):
-            return f"runs/{base_study(study)}/{seed}/records/06_evaluation.json"
-        return f"runs/{study}/{seed}/records/{before}.json" if before else []
+        study, seed, before = wildcards.study, wildcards.seed, notebooks_before(name)
+        if "+" in study:
+            finished = f"runs/{base_study(study)}/{seed}/records/{EVALUATION}.json"
+            return [finished, *(f"runs/{study}/{seed}/records/{b}.json" for b in before if b >= start_of(study))]
+        return [f"runs/{study}/{seed}/records/{b}.json" for b in before]
 
     return needed
 
@@ -92,15 +118,15 @@ rule all:
         f"runs/{STUDY}/{SEEDS[0]}/records/07_figures.json",
 
 
-for before, name in zip([None, *NOTEBOOKS], NOTEBOOKS):
+for name in NOTEBOOKS:
 
     rule:
         name:
             name
         input:
-            lambda wildcards: f"params/{base_study(wildcards.study)}.yaml",
             f"notebooks/{name}.ipynb",
-            records_before(name, before),
+            f"runs/{{study}}/{{seed}}/on_disk/{name}.json",
+            records_before(name),
         output:
             f"runs/{{study}}/{{seed}}/records/{name}.json",
         log:
@@ -117,7 +143,8 @@ for before, name in zip([None, *NOTEBOOKS], NOTEBOOKS):
 rule figures:
     input:
         "notebooks/07_figures.ipynb",
-        expand("runs/{study}/{seed}/records/06_evaluation.json", study=STUDY, seed=SEEDS),
+        f"runs/{STUDY}/{SEEDS[0]}/on_disk/07_figures.json",
+        expand(f"runs/{{study}}/{{seed}}/records/{EVALUATION}.json", study=STUDY, seed=SEEDS),
     output:
         f"runs/{STUDY}/{SEEDS[0]}/records/07_figures.json",
     log:
@@ -133,7 +160,7 @@ rule figures:
 rule ablation:
     input:
         expand(
-            "runs/{study}/{seed}/records/06_evaluation.json",
-            study=[STUDY, *(f"{STUDY}+{arm}" for arm in str(config.get("arms", "")).replace(",", " ").split())],
+            f"runs/{{study}}/{{seed}}/records/{EVALUATION}.json",
+            study=[STUDY, *ARMS],
             seed=SEEDS,
         ),

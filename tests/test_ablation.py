@@ -24,6 +24,7 @@ from b2ma_core.report.results import (
     spread,
 )
 from b2ma_core.study.arms import branch, first_stage, switched
+from b2ma_core.study.provenance import training
 from b2ma_core.study.records import STAGES, Run
 
 PARAMS = PROJECT / "params"
@@ -72,12 +73,15 @@ def test_an_arm_begins_at_the_first_stage_that_reads_a_switch():
 
 def finished(study: str, seed: int, runs, rows: dict) -> Run:
     run = Run(load_params(PARAMS / f"{study}.yaml"), seed, runs)
+    for folder in ("labels", "patches"):
+        write_json(run.path(folder, "index.json"), folder)
+    for folder in ("source", "stage1", "stage2/round-1", "stage2/round-2", "oracle"):
+        with training(run, folder, dict):
+            write_json(run.path(folder, "student.safetensors"), [study, seed])
+            write_json(run.path(folder, "history.json"), folder)
     for stage in STAGES[:6]:
-        write_json(run.path("records", f"{stage}.json"), {})
-    record = {"study": study, "seed": seed, "params": run.params.model_dump(), "metrics": {"rows": rows}}
-    write_json(run.path("records", f"{STAGES[6]}.json"), record)
-    for folder in ("source", "labels", "stage1", "patches", "stage2", "oracle"):
-        write_json(run.path(folder, "history.json"), folder)
+        run.record(stage, {})
+    run.record(STAGES[6], {"rows": rows})
     return run
 
 
@@ -88,6 +92,7 @@ def test_an_arm_shares_what_was_made_before_and_never_the_source(tmp_path):
         branch(run)
         assert {p.name for p in run.folder.iterdir()} == shared | {"records"}
         assert len(list(run.path("records").iterdir())) == STAGES.index(first_stage(switched(f"minicity+{arm}")))
+        assert run.path("oracle", "history.json").samefile(origin.path("oracle", "history.json"))
         write_json(run.path("oracle", "history.json"), "other")  # whole files replace: the origin keeps its own
         assert origin.path("oracle", "history.json").read_text() == '"oracle"\n'
     with pytest.raises(FileNotFoundError, match="run the notebook 00_data first"):

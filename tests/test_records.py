@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from b2ma_core.files import only_one, whole_folder, write_bytes, write_json
+from b2ma_core.study.provenance import training
 from b2ma_core.study.records import Run, open_run
 
 
@@ -21,12 +22,20 @@ def test_a_stage_out_of_order_names_the_one_that_comes_first(run):
         run.require("03_cross_domain")
 
 
-def test_a_run_made_with_other_parameters_says_which(run):
-    run.claim()
+def test_a_run_whose_training_was_made_with_other_parameters_says_which(run):
     run.claim()
     other = Run(run.params.model_copy(update={"rounds": 7, "workers": 2}), 0, run.folder.parent.parent)
-    with pytest.raises(ValueError, match="made with other parameters:\n  rounds: 2 -> 7\n.*make clean STUDY=smoke"):
+    other.claim()  # nothing was trained yet
+    assert json.loads(run.path("params.json").read_text())["rounds"] == 7
+    with training(run, "stage1", dict):
+        write_json(run.path("stage1", "history.json"), {})
+    other.claim()  # stage 1 does not read rounds
+    other = Run(run.params.model_copy(update={"stage1_steps": 7, "workers": 2}), 0, run.folder.parent.parent)
+    with pytest.raises(
+        ValueError, match="made with other parameters:\n  stage1_steps: 30 -> 7\n.*FROM=03_cross_domain"
+    ):
         other.claim()
+    run.claim()  # taken back
 
 
 def test_a_full_disk_loses_nothing(tmp_path):

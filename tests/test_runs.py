@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Project
+from conftest import Project, photo, same_tree
 from PIL import Image
 
 from b2ma_core.study.records import STAGES
@@ -44,6 +44,15 @@ def test_a_vendors_folder_of_labels_and_images_without_truth(project):
     assert project.metrics("vendor", 0, "06_evaluation")["rows"] == {}
     assert (root / "figures" / "vendor" / "examples.png").is_file()
     assert not (root / "runs" / "vendor" / "0" / "source").exists()
+    code, output = project.study("vendor")
+    assert code == 0 and "[vendor 0]" not in output, output
+    for path in (root / "data" / "vendor").glob("*.png"):  # the vendor has a better model now
+        Image.fromarray(photo(path)[:, ::-1].copy()).save(path)
+    code, output = project.study("vendor")
+    assert code == 1 and "labels: other content" in output and "FROM=03_cross_domain" in output, output
+    answers, kept = project.root / "data" / "vendor", root / "runs" / "vendor" / "0"
+    same_tree(answers, kept / "labels" / "target_train", "*.png")
+    assert (kept / "stage1" / "student.safetensors").is_file()
 
 
 def test_a_stop_leaves_no_kernel_and_a_message(project):
@@ -84,12 +93,11 @@ def test_wrong_parameters_stop_before_anything_is_made(project):
     one_message(*project.notebook("04_hard_patches", "smoke", 0, "-p", "gird=3"), "no such parameter")
 
 
-def test_changed_parameters_of_a_run_are_named(project):
-    path = project.root / "params" / "changed.yaml"
+def test_a_run_is_not_made_with_other_parameters_than_its_studys(project):
     project.write_study("changed")
     assert project.notebook("00_data", "changed")[0] == 0
-    path.write_text(path.read_text().replace("rounds: 2", "rounds: 1"))
-    one_message(*project.notebook("00_data", "changed"), "made with other parameters", "rounds: 2 -> 1")
+    told = ("made with other parameters", "source_steps: 40 -> 50")
+    one_message(*project.notebook("01_source_model", "changed", 0, "-p", "source_steps=50"), *told)
 
 
 def test_a_missing_data_folder_is_one_message(project):

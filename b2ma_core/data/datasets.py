@@ -7,7 +7,6 @@ target_test. It is checked as a whole, brought to the study's image size once, a
 """
 
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from b2ma_core import minicity
+from b2ma_core.digests import code_digests, digest_of, stamp
 from b2ma_core.labels import LabelSpace
 from b2ma_core.data.layouts import (
     IMAGE_SUFFIXES,
@@ -296,13 +296,14 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
             folder_errors.append(error)
     if folder_errors:  # nothing is written then
         raise type(folder_errors[0])("\n".join(map(str, folder_errors)))
+    code = code_digests("data.datasets.prepare", "minicity")
     with only_one(folder, patience=3600):  # seeds that start together share what the first one prepares
         for name, part in wanted.items():
             trained = name == "source_train" and params.box == "model" and params.source_steps > 0
             if trained and all(item.labels is None for item in items[name]):
                 problems.append(f"{name}: the source model trains on it, and it has {_no_labels(part)}")
                 continue
-            fingerprint = _json({**asdict(part), "form": 4, "files": [_stamp(item) for item in items[name]]})
+            fingerprint = _json({**asdict(part), "code": code, "files": [_stamp(item) for item in items[name]]})
             index = folder / name / "index.json"
             try:
                 if not index.is_file() or json.loads(index.read_text())["fingerprint"] != fingerprint:
@@ -373,8 +374,8 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
             if isinstance(sample, str):
                 problems.append(sample)
                 continue
-            image, label_map, size, digest = sample
-            told.append((size, digest, None if label_map is None else label_map.shape))
+            image, label_map, size, *digests = sample
+            told.append((size, *digests, None if label_map is None else label_map.shape))
             if images is None:
                 _room_for(len(items) * (image.size + (0 if label_map is None else label_map.size)), folder)
                 images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(items), *image.shape))
@@ -409,8 +410,9 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
     if not flat:
         (folder / "labels.bin").unlink()
     notes = [why] if why else [f"{void} of its {len(items)} label maps are void everywhere"] if void else []
-    sizes, digests, shapes = zip(*told, strict=True)
+    sizes, digests, label_digests, shapes = zip(*told, strict=True)
     return {"names": [i.name for i in items], "splits": [i.split for i in items], "sizes": sizes, "digests": digests,
+            "label_digests": label_digests if why is None else None,
             "label_sizes": shapes if flat else None, "notes": notes}  # fmt: skip
 
 
@@ -456,7 +458,7 @@ def _room_for(size: int, folder: Path) -> None:
 
 
 def _attempt(item: Item, part: Part) -> tuple | str:
-    """Image, labels, the image's size before and the digest of its pixels; or what is wrong with the sample."""
+    """Image, labels, the image's size before and the digests of both; or what is wrong with the sample."""
     try:
         image, labels, size = _read(item, part)
     except (ValueError, OSError) as error:
@@ -465,7 +467,7 @@ def _attempt(item: Item, part: Part) -> tuple | str:
         return f"{item.image}: too large for this machine's memory; cut it into tiles"
     image = np.ascontiguousarray(image)
     labels = None if labels is None else np.ascontiguousarray(labels)
-    return image, labels, size, hashlib.blake2b(image, digest_size=8).hexdigest()
+    return image, labels, size, digest_of(image), None if labels is None else digest_of(labels)
 
 
 def _in_parallel(function: Callable, items: list, workers: int, title: str) -> Iterable:
@@ -488,7 +490,7 @@ def _stamp(item: Item) -> list:
     if not isinstance(item.image, str):
         return [item.name]
     files = [Path(p) for p in (item.image, item.labels) if p is not None]
-    return [item.name, *[(f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else None for f in files]]
+    return [item.name, *[stamp(f) for f in files]]
 
 
 def _json(value):

@@ -13,7 +13,7 @@ from b2ma_core.params import load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.report.results import ablation_cells, check_alike, paired_difference, plain
 from b2ma_core.study.check import check_study, seeds_of
-from b2ma_core.study.records import STAGES
+from b2ma_core.study.pipeline import EVALUATION
 
 
 def read_ablation(path: Path = PROJECT / "params" / "ablation.yaml") -> dict:
@@ -30,14 +30,14 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
     """mIoU (0 .. 1) of ``[arm, row]`` for each seed; None unless every seed has been run.
 
     Raises:
-        ValueError: if an arm differs from its study in more than it switches, as after a change of the recipe.
+        ValueError: if an arm differs from its study in more than it switches, as after a change of recipe or code.
     """
     arm, row = cell
     name = f"{study}+{arm}" if arm else study
     switches = unlike(*(load_params(study_file(each)).model_dump() for each in (study, name)))
     found = []
     for seed in seeds:
-        paths = [runs / each / str(seed) / "records" / f"{STAGES[6]}.json" for each in (study, name)]
+        paths = [runs / each / str(seed) / "records" / f"{EVALUATION}.json" for each in (study, name)]
         if not all(path.is_file() for path in paths):
             return None
         origin, record = (json.loads(path.read_text()) for path in paths)

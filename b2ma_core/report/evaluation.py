@@ -13,6 +13,7 @@ from b2ma_core.files import write_bytes, write_png
 from b2ma_core.labels import LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.report.results import gap_closed
+from b2ma_core.study.pipeline import EVALUATION, trainings
 from b2ma_core.study.pseudo_labels import read_labels, voted
 from b2ma_core.study.records import Run
 from b2ma_core.study.stages import trained_model
@@ -23,15 +24,8 @@ BOX_ROWS = ("source-only", "votes")  # what the box answers, to the image as it 
 
 
 def row_names(run: Run) -> list[str]:
-    """The trained rows of a run's table: stage 1 and its rounds."""
-    return ["stage 1", *(f"round {n}" for n in range(1, run.params.rounds + 1))]
-
-
-def weights_of(row: str) -> tuple[str, ...]:
-    """Folder of a row's weights inside the run."""
-    if row == "oracle":
-        return ("oracle",)
-    return ("stage1",) if row == "stage 1" else ("stage2", row.replace(" ", "-"))
+    """The trained rows of a run's table, without the oracle: stage 1 and its rounds."""
+    return list(trainings(run.params))[:-1]
 
 
 def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, ConfusionMatrix]]:
@@ -82,8 +76,8 @@ def predict_part(run: Run, part: Data) -> np.ndarray:
     ``predictions/<part>/`` gets them as PNGs of train ids at each image's own size.
     """
     fabric = make_fabric(run.params)
-    last = weights_of(row_names(run)[-1])
-    model = fabric.to_device(trained_model(run, "target", *last, "student.safetensors"))
+    last = trainings(run.params)[row_names(run)[-1]]
+    model = fabric.to_device(trained_model(run, "target", last, "student.safetensors"))
     answers = predict(model, fabric, part.images)
     for i, (name, labels, size) in enumerate(zip(part.names, answers, part.sizes, strict=True)):
         if labels.shape != size:
@@ -97,7 +91,7 @@ def load_samples(run: Run) -> dict[str, np.ndarray]:
 
     Nothing where the record is there without them, as published records of photographs are.
     """
-    run.require("06_evaluation")
+    run.require(EVALUATION)
     if not run.path("records", "samples.npz").is_file():
         return {}
     with np.load(run.path("records", "samples.npz")) as file:
@@ -117,7 +111,7 @@ def _score_apart(run: Run, name: str, parts: dict[str, Data], fabric: Fabric) ->
     if name in BOX_ROWS:
         return {split: _score_labels(read_labels(run, part, name == "votes"), part, classes)
                 for split, part in parts.items()}  # fmt: skip
-    model = fabric.to_device(trained_model(run, "target", *weights_of(name), "student.safetensors"))
+    model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
     return {split: score(model, fabric, part, classes) for split, part in parts.items()}
 
 
@@ -147,7 +141,7 @@ def _at(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _best(run: Run, row: str) -> float | None:
-    history = run.path(*weights_of(row), "history.json") if row not in BOX_ROWS else Path("none")
+    history = run.path(trainings(run.params)[row], "history.json") if row not in BOX_ROWS else Path("none")
     best = json.loads(history.read_text())["best"] if history.is_file() else None
     return best and best[1]
 
@@ -174,7 +168,7 @@ def _save_samples(run: Run, val: Data | None) -> None:
         answers = read_labels(run, part.of(chosen))
         samples["source-only"] = np.stack([_at(labels, size) for labels in answers])
     for name in {"stage 1": 0, row_names(run)[-1]: 0}:
-        model = fabric.to_device(trained_model(run, "target", *weights_of(name), "student.safetensors"))
+        model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
         samples[name.replace(" ", "_")] = predict(model, fabric, samples["target_image"])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **samples)

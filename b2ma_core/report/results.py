@@ -13,7 +13,7 @@ from b2ma_core.files import PROJECT
 from b2ma_core.params import study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
-from b2ma_core.study.records import STAGES
+from b2ma_core.study.pipeline import EVALUATION, STAGES
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
 
@@ -23,33 +23,69 @@ def read_evaluations(study: str, seeds: Sequence[int], runs: Path = PROJECT / "r
 
     Raises:
         FileNotFoundError: naming what to run.
-        ValueError: naming a seed that was run with other parameters than the first.
+        ValueError: naming a seed that was run otherwise than the first, see :func:`check_alike`.
     """
+    return [record["metrics"] for record in read_records(study, seeds, runs)]
+
+
+def read_records(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
+    """The evaluation's record of each seed; raises as :func:`read_evaluations`."""
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: each once, got {list(seeds)}")
     found = []
     for seed in seeds:
-        path = runs / study / str(seed) / "records" / f"{STAGES[6]}.json"
+        path = runs / study / str(seed) / "records" / f"{EVALUATION}.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: make study STUDY={study} SEEDS={seed}")
         found.append(json.loads(path.read_text()))
         check_alike(found[-1], found[0])
-    return [record["metrics"] for record in found]
+    return found
 
 
 def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
-    """ValueError, naming run and parameters, if one record was made with other parameters than another.
+    """ValueError, naming run and what differs, if one evaluation's run was made with other parameters, by other code,
+    or scored on other data than another's. What a record of an older form does not tell is not compared.
 
     Args:
         record, other: of two runs, the first the one to be blamed.
         besides: names that may differ.
     """
     names = [name for name in unlike(record["params"], other["params"]) if name not in besides]
-    if names:
-        raise ValueError(
-            f"{record['study']}/{record['seed']} was made with other parameters than {other['study']}/{other['seed']} "
-            f"({', '.join(names)}): remove its folder and run it again, the two cannot stand in one table"
-        )
+    found = {"made with other parameters": names}
+    for what, told in (("made by other code", _code_of), ("scored on other data", _data_of)):
+        mine, others = told(record), told(other)
+        found[what] = sorted(name for name in mine.keys() & others.keys() if mine[name] != others[name])
+    for what, names in found.items():
+        if names:
+            raise ValueError(
+                f"{record['study']}/{record['seed']} was {what} than {other['study']}/{other['seed']} "
+                f"({', '.join(names)}): remove its folder and run it again, the two cannot stand in one table"
+            )
+
+
+def _code_of(record: dict) -> dict[str, str]:
+    return {f"{module} of {name}": digest for name, told in record.get("trained", {}).items()
+            for module, digest in told["code"].items()}  # fmt: skip
+
+
+def _data_of(record: dict) -> dict[str, str]:
+    inputs = record.get("made_from", {}).get("inputs", {})
+    return {name: digest for name, digest in inputs.items() if name.startswith("target_val")}
+
+
+def trained_where(records: Sequence[dict]) -> str:
+    """Where and with what the trainings of some evaluations ran, in one line, as it was kept at the time."""
+    sessions = [where for r in records for told in r.get("trained", {}).values() for where in told["sessions"]]
+    if not sessions:
+        return "where it was trained was not recorded"
+
+    def each(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(where[name]) for where in sessions))
+
+    known = [f"{w['git'] or 'unknown'}{' with changes' * bool(w['dirty'])}" for w in sessions]
+    revisions = ", ".join(dict.fromkeys(known))
+    return (f"trained at revision {revisions} in {each('precision')} on {each('device')}, {each('threads')} threads, "
+            f"torch {each('torch')}, torchvision {each('torchvision')}")  # fmt: skip
 
 
 def gap_closed(source_only: float, value: float, oracle: float) -> float:
@@ -217,12 +253,13 @@ def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> s
 
 def finished_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
     """Every seed of a study that has been evaluated."""
-    found = (runs / study).glob(f"*/records/{STAGES[6]}.json")
+    found = (runs / study).glob(f"*/records/{EVALUATION}.json")
     return sorted(int(path.parts[-3]) for path in found)
 
 
 def cost_cells(seeds: dict[str, Sequence[int]], runs: Path = PROJECT / "runs") -> tuple[list[str], list[list[str]]]:
-    """Seconds of each stage, median over the seeds whose record is there ("-": none), a line a study."""
+    """Seconds of each stage with its trainings, however often they were resumed, median over the seeds whose record is
+    there ("-": none), a line a study."""
 
     def median(study: str, stage: str) -> str:
         paths = [runs / study / str(seed) / "records" / f"{stage}.json" for seed in seeds[study]]
@@ -279,6 +316,7 @@ def main(study: str, seeds: str) -> None:
         if split:
             print(f"\nof these, {split}:")
         print(plain(*result_cells(result_rows(evaluations, split), numbers)))
+    print(trained_where(read_records(study, numbers)))
     print(f"figures: {(PROJECT / 'figures' / study).relative_to(PROJECT)}/   runs: runs/{study}/\n")
 
 

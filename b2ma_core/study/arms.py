@@ -1,60 +1,48 @@
 """Arms of the ablation as runs: which stage an arm begins at, and what it shares with the study that it stems from.
 
 The arm ``<study>+<arm>`` of a seed shares with ``<study>``, by hard links, all that was made before its first switch is
-read: the same box, the same labels, the same stage 1, so that a difference is the switch's.
+read: the same box, the same labels, the same stage 1, so that a difference is the switch's. What was made of an arm
+that has changed since is made again.
 """
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from b2ma_core.files import PROJECT
-from b2ma_core.params import base_study, load_params
-from b2ma_core.study.records import STAGES, Run
-
-# The first stage that reads a parameter, by how the name begins. What is not here belongs to the data.
-_READ_BY = {
-    STAGES[1]: ("source_network", "source_start", "source_steps", "source_learning", "source_jitter",
-                "source_optimizer", "source_weight", "source_batch", "source_warmup", "source_random", "batch_size",
-                "accumulate", "compile", "crop"),
-    STAGES[2]: ("box_", "vote_"),
-    STAGES[3]: ("stage1_", "init", "target_network", "target_jitter", "target_noise", "target_optimizer",
-                "weight_decay", "warmup_steps", "random_scale"),
-    STAGES[4]: ("grid", "rare_"),
-    STAGES[5]: ("stage2_", "rounds", "share_", "position_beta", "mix_", "ema_", "confidence",
-                "consistency_", "teacher_", "student_", "hard_patch_"),
-    STAGES[6]: ("oracle_", "evaluate_", "method"),  # a method is read as the parameters that it sets
-}  # fmt: skip
-_ORACLE_READS = ("target_network", "target_jitter", "target_noise", "target_optimizer", "oracle_steps",
-                 "stage1_learning_rate", "init", "batch_size", "accumulate", "compile", "weight_decay", "warmup_steps",
-                 "crop", "random_scale")  # fmt: skip
-_MADE_BY = {STAGES[1]: "source", STAGES[2]: "labels", STAGES[3]: "stage1", STAGES[4]: "patches", STAGES[5]: "stage2"}
+from b2ma_core.params import base_study, load_params, unlike
+from b2ma_core.study.pipeline import DATA_PARTS, EVALUATION, PIPELINE, STAGES, first_to_read, stage_named
+from b2ma_core.study.provenance import changes, check, kept, made_from, trainings_of
+from b2ma_core.study.records import Run
 
 
 def first_stage(names: Iterable[str]) -> str:
-    """The first stage that reads one of the parameters.
+    """The first notebook that reads one of the parameters.
 
     Raises:
         ValueError: for a parameter of the data, which the arms of a study share.
     """
-    found = STAGES[6]
+    names = list(names)
     for name in names:
-        stages = [stage for stage, begins in _READ_BY.items() if name.startswith(begins)]
-        if not stages:
+        stage = first_to_read([name])
+        if stage is None or stage.name == "data":
             raise ValueError(f"{name}: an arm shares its study's data; give this one a params file of its own")
-        found = min(found, stages[0])
-    return found
+    stage = first_to_read(names)
+    return stage.notebook if stage else EVALUATION
 
 
 def switched(study: str, params: Path = PROJECT / "params") -> dict:
     """What an arm switches, once defaults and methods are applied: name -> value; nothing for a plain study."""
-    base, values = (load_params(params / f"{name}.yaml").model_dump() for name in (base_study(study), study))
-    return {k: v for k, v in values.items() if k != "study" and base[k] != v}
+    base, arm = (load_params(params / f"{name}.yaml").model_dump() for name in (base_study(study), study))
+    return {name: arm[name] for name in unlike(base, arm) if name != "study"}
 
 
 def branch(run: Run) -> None:
-    """Link into an arm's new folder what the finished run that it stems from made before the first switch.
+    """Link into an arm's folder what the finished run that it stems from made before the first switch.
+
+    What the arm made itself, and would make otherwise now, is removed, with all that came of it.
 
     Raises:
         FileNotFoundError: if that run has not come so far.
@@ -62,24 +50,68 @@ def branch(run: Run) -> None:
     if "+" not in run.params.study:
         return
     names = switched(run.params.study)
-    start = first_stage(names)
-    before = STAGES[: STAGES.index(start)]
-    if run.path("records", f"{before[-1]}.json").is_file():  # linked last
-        return
+    start = STAGES.index(first_stage(names))
+    before = STAGES[:start]
     origin = Run(run.params.model_copy(update={"study": base_study(run.params.study)}), run.seed, run.folder.parents[1])
     origin.require(*before)
-    kept = [folder for stage, folder in _MADE_BY.items() if stage < start and folder != "source"]
-    kept += ["source"] if start == STAGES[2] else []  # nothing later may read it
-    if not set(names) & set(_ORACLE_READS) and origin.path("oracle", "history.json").is_file():
-        kept.append("oracle")
-    for folder in kept:
-        shutil.copytree(origin.path(folder), run.path(folder), copy_function=_link, dirs_exist_ok=True)
-    run.path("records").mkdir(parents=True, exist_ok=True)
-    for stage in before:
-        _link(origin.path("records", f"{stage}.json"), run.path("records", f"{stage}.json"))
+    check(origin, STAGES[start])
+    shared = [stage for stage in PIPELINE if stage.notebook in before and stage.folder]
+    # Nothing after 02 may read the owner's weights. The oracle is the study's own where no switch concerns it.
+    shared = [stage for stage in shared if stage.name != "source" or start == STAGES.index("02_pseudo_labels")]
+    oracle = stage_named("oracle")
+    if not any(map(oracle.read, names)) and origin.path("oracle", "history.json").is_file():
+        shared.append(oracle)
+    for stage in shared:
+        _share(origin.path(stage.folder), run.path(stage.folder))
+    for notebook in before:
+        _share(origin.path("records", f"{notebook}.json"), run.path("records", f"{notebook}.json"))
+    for name in trainings_of(run):
+        if stage_named(name).notebook not in before and changes(kept(run, name), made_from(run, name)):
+            remove_from(run.folder, stage_named(name).notebook)
+            break
 
 
-def _link(source: str | Path, target: str | Path) -> None:
-    """Two names of one file: outputs are replaced whole, never written into, so that neither changes the other."""
-    if not os.path.exists(target):
-        os.link(source, target)
+def remove_from(run: Path, notebook: str) -> None:
+    """Remove from a run's folder what a notebook and those after it have made."""
+    later = STAGES[STAGES.index(notebook) :]
+    for stage in PIPELINE:
+        if stage.notebook in later:
+            if stage.folder:
+                shutil.rmtree(run / stage.folder, ignore_errors=True)
+            for path in (run / "records").glob(f"*{stage.notebook}.json"):  # the record and its twin
+                path.unlink()
+
+
+def _share(source: Path, target: Path) -> None:
+    """Two names of one file or folder's files: outputs are replaced whole, never written into, so that neither changes
+    the other. What differs in the target gives way."""
+    files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
+    wanted = {path.relative_to(source): path for path in files if path.name != ".lock"}
+    if target.is_dir():
+        for path in [p for p in target.rglob("*") if p.is_file()]:
+            if path.relative_to(target) not in wanted:
+                path.unlink()
+    for relative, path in wanted.items():
+        link = target / relative
+        if link.exists() and link.samefile(path):
+            continue
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+
+
+def main(what: str, study: str, notebook: str) -> int:
+    """``clean STUDY NOTEBOOK`` removes from all runs of a study and of its arms what a notebook and later ones made."""
+    if what != "clean" or notebook not in STAGES:
+        print(f"FROM={notebook}: no such notebook; there are {', '.join(STAGES)}", file=sys.stderr)
+        return 1
+    for run in sorted([*PROJECT.glob(f"runs/{study}/*"), *PROJECT.glob(f"runs/{study}+*/*")]):
+        remove_from(run, notebook)
+    if notebook == STAGES[0]:
+        for part in DATA_PARTS:
+            shutil.rmtree(PROJECT / "data" / study / part, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,6 +1,7 @@
 """All that crosses the wall: label PNGs, one per target image, in ``labels/<part>/`` of a run."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,10 +14,13 @@ from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
 from b2ma_core.data.datasets import Data, LabelMaps, together
-from b2ma_core.files import read_label_map, whole_file, write_bytes, write_png
+from b2ma_core.files import read_label_map, whole_file, write_bytes, write_json, write_png
 from b2ma_core.params import Params
 from b2ma_core.queries import view_size, views, vote
+from b2ma_core.study.provenance import answered
 from b2ma_core.study.records import Run
+
+_SUFFIXES = ("_color", "_votes", "_confidence", "")  # the plain answers last: they say that all is there
 
 
 def queries(params: Params, box: BlackBox) -> int:
@@ -32,7 +36,8 @@ def voted(run: Run, data: Data) -> bool:
 
 
 def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: Sequence[Data] = ()) -> np.ndarray:
-    """Send a part's images through the wall and keep the answers; answers that are there already are not asked again.
+    """Send a part's images through the wall and keep the answers; only what the box would answer otherwise, or to
+    another image, is asked again, see :func:`provenance.answered`.
 
     Args:
         run: the run. ``labels/<part>/<name>.png`` get the answers to the images as they are and
@@ -52,6 +57,7 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
         ValueError: if the box's answer is no map of train ids, see :func:`black_box.ask`, or all answers are void.
     """
     space, count = run.params.space, queries(run.params, box)
+    _forget_stale(run, data)
     for other in asked if not isinstance(box, LabelFolder) else ():  # looking up costs nothing
         _take_over(run, data, other)
     todo = [i for i, name in enumerate(data.names) if not run.path("labels", data.name, f"{name}.png").is_file()]
@@ -64,7 +70,7 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
         if run.params.box_confidence:  # of a model's one answer, see params.py
             confidence = box.predict_with_confidence(data.images[indices], answers.shape[2:])[1]
             kept["_confidence"] = (confidence * 255).round().astype(np.uint8)
-        for suffix, maps in {**kept, "": answers[0]}.items():  # the plain answers last: they say that all is there
+        for suffix, maps in {**kept, "": answers[0]}.items():  # as _SUFFIXES: the plain answers last
             for name, values in zip(names, maps, strict=True):
                 write_png(run.path("labels", data.name + suffix, f"{name}.png"), values)
     labels = read_labels(run, data)
@@ -96,6 +102,23 @@ def ask_views(run: Run, box: BlackBox, data: Data, indices: Sequence[int]) -> np
     return answers if table is None else table[answers]
 
 
+def _forget_stale(run: Run, data: Data) -> None:
+    """Remove the answers of a part that were made from something else than is there now, and those of images that are
+    gone. ``labels/<part>.json`` says what each is made from; it is written before the first answer."""
+    index, now = run.path("labels", f"{data.name}.json"), answered(run, data.name, data.names)
+    then = json.loads(index.read_text()) if index.is_file() else {}
+    if then == now:
+        return
+    for suffix in _SUFFIXES:
+        folder = run.path("labels", data.name + suffix)
+        for path in folder.glob("*.png"):
+            if then.get(path.stem) != now.get(path.stem, ""):
+                path.unlink()
+        if folder.is_dir() and not any(folder.iterdir()):  # its being there says that there are votes, or confidences
+            folder.rmdir()
+    write_json(index, now)
+
+
 def _take_over(run: Run, data: Data, other: Data) -> None:
     """Take over the answers to images of the same name and pixels that another part has at least as large."""
     there = {name: i for i, name in enumerate(other.names)}
@@ -105,7 +128,7 @@ def _take_over(run: Run, data: Data, other: Data) -> None:
             continue
         if not np.array_equal(data.images[i], other.images[there[name]]):
             continue
-        for suffix in ("_color", "_votes", "_confidence", ""):  # the plain answers last: they say that all is there
+        for suffix in _SUFFIXES:
             answer = run.path("labels", other.name + suffix, f"{name}.png")
             mine = run.path("labels", data.name + suffix, f"{name}.png")
             if answer.is_file() and not mine.is_file():

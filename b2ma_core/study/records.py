@@ -6,24 +6,18 @@ it is there only when all else is.
 
 import argparse
 import json
-import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from b2ma_core.files import PROJECT, write_bytes, write_json
-from b2ma_core.params import Params, check_params, read_yaml, study_file
+from b2ma_core.params import Params, check_params, read_yaml, study_file, unlike
 from b2ma_core.processes import run_command
-
-STAGES = (
-    "00_data", "01_source_model", "02_pseudo_labels", "03_cross_domain", "04_hard_patches", "05_self_distill",
-    "06_evaluation", "07_figures", "08_findings",
-)  # fmt: skip
+from b2ma_core.study import provenance
+from b2ma_core.study.pipeline import EVALUATION, STAGES, notebooks_before, stages_of
 
 
 class Run:
@@ -32,6 +26,8 @@ class Run:
     Attributes:
         params: the checked parameters.
         seed: seed of every random draw of the training; the data do not depend on it.
+        overridden: what the study's file says of the parameters that a notebook has set otherwise.
+        trained_for: seconds that trainings took in this process.
         folder: ``runs/<study>/<seed>``.
     """
 
@@ -39,6 +35,8 @@ class Run:
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed: must be a whole number of at least 0, got {seed!r}")
         self.params, self.seed, self.folder = params, seed, Path(runs) / params.study / str(seed)
+        self.trained_for = 0.0
+        self.overridden: dict[str, Any] = {}
         self._started = time.time()
 
     def path(self, *parts: str) -> Path:
@@ -46,23 +44,28 @@ class Run:
         return self.folder.joinpath(*parts)
 
     def claim(self) -> None:
-        """Make the folder, or check that it was made with the same parameters.
+        """Make the folder this run's, with its parameters.
 
         Raises:
-            ValueError: if it was made with others; the message says which.
+            ValueError: if a training in it was made with others, or a notebook sets others than the study's file; the
+                message says which.
             OSError: if it cannot be written.
         """
-        stored = self.path("params.json")
-        if stored.is_file():
-            changed = self.params.differences(json.loads(stored.read_text()))
-            if changed:
-                raise ValueError(
-                    f"{self.folder} was made with other parameters:\n  " + "\n  ".join(changed) + "\n"
-                    f"Take them back, give the new study a name of its own (copy params/{self.params.study}.yaml), or "
-                    f"remove the run: make clean STUDY={self.params.study}"
-                )
-        else:
-            write_json(stored, self.params.model_dump())
+        if self.overridden:
+            now = self.params.model_dump()
+            lines = [f"{name}: {value!r} -> {now[name]!r}" for name, value in self.overridden.items()]
+            raise ValueError(
+                f"{self.folder} is not made with other parameters than params/{self.params.study}.yaml's:\n  "
+                + "\n  ".join(lines) + "\nSet them there, or give the new study a name of its own: copy the file"
+            )  # fmt: skip
+        for name in provenance.trainings_of(self):
+            before = provenance.kept(self, name)
+            if before is not None:
+                now = {**before, "params": provenance.params_of(self.params, name)}
+                provenance.refuse(self, name, provenance.changes(before, now))
+        stored, params = self.path("params.json"), self.params.model_dump()
+        if not stored.is_file() or json.loads(stored.read_text()) != params:
+            write_json(stored, params)
 
     def require(self, *stages: str) -> None:
         """Raise FileNotFoundError, naming the notebook that comes first, unless the stages have their records."""
@@ -73,6 +76,16 @@ class Run:
                     f"(or all in order: make study STUDY={self.params.study})"
                 )
 
+    def require_before(self, stage: str) -> None:
+        """Raise unless the notebooks that a notebook builds on have been run, on what is there now.
+
+        Raises:
+            FileNotFoundError: naming the notebook that comes first.
+            ValueError: naming what has changed since.
+        """
+        self.require(*notebooks_before(stage))
+        provenance.check(self, stage)
+
     def metrics(self, stage: str) -> dict[str, Any]:
         """The metrics that a stage has recorded."""
         self.require(stage)
@@ -81,22 +94,37 @@ class Run:
     def record(self, stage: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write a stage's record and return it.
 
-        Everything but ``when`` and ``where`` is the same for two runs with the same seed.
+        ``made_from`` is what it was made from, ``trained`` where and how long its trainings ran, kept since then.
+        ``when.seconds`` are the notebook's and those of its trainings, however often they were resumed. Everything but
+        ``trained``, ``when`` and ``where`` is the same for two runs with the same seed. A notebook that is executed
+        again and comes to the same leaves its record as it is.
         """
+        trained = provenance.trained(self, stage)
+        own = [told for name, told in trained.items() if provenance.stage_named(name).notebook == stage]
+        elsewhere = own[-1]["sessions"][-1] if own and stage != EVALUATION else None
         record = {
             "stage": stage,
             "study": self.params.study,
             "seed": self.seed,
             "params": self.params.model_dump(),
             "metrics": dict(metrics),
+            "made_from": provenance.made_from(self, stages_of(stage)[-1].name),
+            "trained": trained,
             "when": {
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "seconds": round(time.time() - self._started, 1),
+                "seconds": round(time.time() - self._started - self.trained_for + sum(t["seconds"] for t in own), 1),
                 "peak_gib": peak_memory(),
             },
-            "where": environment(),
+            "where": elsewhere or provenance.environment(),
         }
-        write_json(self.path("records", f"{stage}.json"), record)
+        path, twin = self.path("records", f"{stage}.json"), self.path("records", f".{stage}.json")
+        before = twin.read_bytes() if twin.is_file() else b"{}"  # Snakemake has removed the record itself
+        write_json(path, record)
+        then, now = json.loads(before), json.loads(path.read_text())
+        if then and {**then, "when": None, "where": None} == {**now, "when": None, "where": None}:
+            write_bytes(path, before)
+            return then
+        write_bytes(twin, path.read_bytes())
         return record
 
 
@@ -113,8 +141,11 @@ def open_run(study: str, seed: int, runs: Path = PROJECT / "runs", **given: Any)
         ParamsError: if there is no such study, or the resulting parameters are wrong.
     """
     path = study_file(study)
-    values = {**read_yaml(path), **{name: value for name, value in given.items() if value is not None}}
-    return Run(check_params(values, str(path.relative_to(PROJECT))), seed, runs)
+    base, where = read_yaml(path), str(path.relative_to(PROJECT))
+    params = check_params({**base, **{name: value for name, value in given.items() if value is not None}}, where)
+    run, told = Run(params, seed, runs), check_params(base, where).model_dump()
+    run.overridden = {name: told[name] for name in unlike(params.model_dump(), told)}
+    return run
 
 
 def peak_memory() -> dict[str, float]:
@@ -130,17 +161,6 @@ def peak_memory() -> dict[str, float]:
     return {name: round(value, 2) for name, value in peaks.items()}
 
 
-def environment() -> dict[str, str | None]:
-    """Versions and machine, for a record."""
-    try:
-        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PROJECT, capture_output=True, text=True)
-        revision = git.stdout.strip() or None
-    except FileNotFoundError:
-        revision = None
-    packages = {name: version(name) for name in ("torch", "torchvision", "lightning-fabric", "numpy", "pillow")}
-    return {"git": revision, "python": platform.python_version(), "machine": platform.platform(), **packages}
-
-
 def publish(folder: Path, runs: Path = PROJECT / "runs") -> list[str]:
     """Copy what the figures are drawn from out of all finished runs, small enough to be committed.
 
@@ -151,13 +171,15 @@ def publish(folder: Path, runs: Path = PROJECT / "runs") -> list[str]:
         ``study/seed`` of each.
     """
     copied = []
-    for last in sorted(runs.glob(f"*/*/records/{STAGES[6]}.json")):
+    for last in sorted(runs.glob(f"*/*/records/{EVALUATION}.json")):
         study, seed = last.parts[-4:-2]
         first = seed == min((path.name for path in last.parents[2].glob("[0-9]*")), key=int)
         into = folder / study / seed / "records"
-        for stage in STAGES[6:7] if "+" in study else STAGES[1:7]:
+        for stage in (EVALUATION,) if "+" in study else STAGES[1:7]:
             record = json.loads((last.parent / f"{stage}.json").read_text())
-            record["where"].pop("machine", None)
+            sessions = [where for told in record.get("trained", {}).values() for where in told["sessions"]]
+            for where in (record["where"], *sessions):
+                where.pop("machine", None)
             write_bytes(into / f"{stage}.json", (json.dumps(record, separators=(",", ":")) + "\n").encode())
         if first and "+" not in study and record["params"]["target_dataset"] == "minicity":
             write_bytes(into / "samples.npz", (last.parent / "samples.npz").read_bytes())

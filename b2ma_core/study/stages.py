@@ -41,6 +41,7 @@ from b2ma_core.hard_patches import HardPatch, draw_patches, holders
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, base_study, check_params
 from b2ma_core.processes import PARENT, end_with_parent, run_command
+from b2ma_core.study.provenance import processor, training
 from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels
 from b2ma_core.study.records import Run
 from b2ma_core.study.training import (
@@ -65,15 +66,27 @@ def train(run: Run, stage: str, *numbers: int) -> dict:
     """Run one training, in this process or, with ``devices`` above 1, in that many others; see ``TRAININGS``.
 
     A notebook's kernel cannot become several processes once it has computed something, so they are started fresh.
+    What a training is made from is kept beside it, and ValueError names what has changed since it was begun.
     """
-    if run.params.devices == 1:
-        return TRAININGS[stage](run, *numbers)
-    command = [sys.executable, "-m", "b2ma_core.study.stages", str(run.folder), stage, *map(str, numbers)]
-    if subprocess.run(command, env={**os.environ, PARENT: str(os.getpid())}).returncode:
-        raise RuntimeError(f"{stage}: one of its {run.params.devices} processes failed; what it said stands above, in "
-                           "the notebook. The same command goes on from the last saved step")  # fmt: skip
-    folder = run.path("stage2", f"round-{numbers[0]}") if numbers else run.path(stage)
-    return json.loads((folder / "history.json").read_text())
+    name = "/".join([stage, *(f"round-{number}" for number in numbers)])
+    with training(run, name, lambda: device_of(run.params)):
+        if run.params.devices == 1:
+            TRAININGS[stage](run, *numbers)
+        else:
+            command = [sys.executable, "-m", "b2ma_core.study.stages", str(run.folder), stage, *map(str, numbers)]
+            if subprocess.run(command, env={**os.environ, PARENT: str(os.getpid())}).returncode:
+                raise RuntimeError(
+                    f"{stage}: one of its {run.params.devices} processes failed; what it said stands above, in the "
+                    "notebook. The same command goes on from the last saved step"
+                )
+    return json.loads(run.path(name, "history.json").read_text())
+
+
+def device_of(params: Params) -> dict:
+    """The device's name, the precision that was resolved, and the threads."""
+    fabric = make_fabric(params)
+    device = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else processor()
+    return {"device": device, "precision": fabric._precision.precision, "threads": torch.get_num_threads()}
 
 
 def new_model(run: Run, which: str, start: str) -> nn.Module:
