@@ -28,7 +28,7 @@ export MALLOC_MMAP_THRESHOLD_ = 2000000000
 export MALLOC_TRIM_THRESHOLD_ = 4000000000
 export THP_MEM_ALLOC_ENABLE = 1
 
-.PHONY: study test lab figures records ablation clean benchmark
+.PHONY: study test lab figures records ablation site clean benchmark
 
 study: .venv/ready
 	@$(CHECK) study
@@ -68,6 +68,11 @@ ablation: .venv/ready
 	@config=$$($(ABLATION) config $(PLAN) $(if $(QUICK),quick) $(ARMS)) && \
 	  $(START) -m snakemake ablation $(WHERE) --config $$config jobs=$(JOBS) $(SAY)
 	@$(ABLATION) table $(PLAN)
+
+# The executed notebooks of a run as pages, with figures and table: site/<study>/<seed>/index.html
+site: .venv/ready
+	@$(CHECK) site
+	@$(PY) -m b2ma_core.report.site $(STUDY) $(firstword $(LIST))
 
 benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py

@@ -14,6 +14,7 @@ from conftest import same_tree
 
 from b2ma_core.files import PROJECT
 from b2ma_core.params import Params
+from b2ma_core.report.site import write_site
 from b2ma_core.study.records import STAGES, publish
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
@@ -187,3 +188,16 @@ def test_behind_the_wall_nothing_of_the_source_or_the_targets_labels_is_needed(p
     assert "oracle" not in evaluation["rows"] and evaluation["gap_closed"] is None
     whole = project.metrics("smoke", 0, "06_evaluation")["rows"]
     assert all(evaluation["rows"][name] == whole[name] for name in evaluation["rows"])
+
+
+def test_the_executed_notebooks_become_pages_with_their_pictures(project, tmp_path):
+    names = write_site("smoke", 0, tmp_path / "site", project.root / "runs")
+    assert names == list(STAGES[:8])
+    for i, name in enumerate(names):
+        page = (tmp_path / "site" / f"{name}.html").read_text()
+        assert all(f'href="{other}.html"' in page for other in names[max(i - 1, 0) : i] + names[i + 1 : i + 2])
+    assert "data:image/png;base64," in (tmp_path / "site" / "05_self_distill.html").read_text()
+    index = (tmp_path / "site" / "index.html").read_text()
+    assert all(f'href="{name}.html"' in index for name in names)
+    with pytest.raises(FileNotFoundError, match="holds no executed notebook; make study STUDY=smoke SEEDS=7"):
+        write_site("smoke", 7, tmp_path / "none", project.root / "runs")

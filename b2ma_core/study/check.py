@@ -84,7 +84,7 @@ def check(target: str, told: Mapping[str, str]) -> None:
     study, seeds = told.get("STUDY", ""), told.get("SEEDS", "")
     runs, arms = told.get("RUNS", "runs"), told.get("ARMS", "")
     checks: list[Callable] = []
-    if target in ("study", "ablation", "figures"):
+    if target in ("study", "ablation", "figures", "site"):
         checks.append(lambda: check_study(study, arms if target == "ablation" else ""))
         checks.append(lambda: seeds_of(seeds))
     if target in ("study", "ablation"):
@@ -92,8 +92,11 @@ def check(target: str, told: Mapping[str, str]) -> None:
         checks.append(lambda: check_profile(told.get("PROFILE", "")))
     if target in ("study", "ablation", "test"):
         checks.append(lambda: count_of("CORES", told.get("CORES", "")))
-    for folder in {"study": ("runs", "data", "figures", ".snakemake"), "ablation": ("runs", "data", ".snakemake"),
-                   "figures": (runs, "figures"), "records": ("figures",)}.get(target, ()):  # fmt: skip
+    writes = {
+        "study": ("runs", "data", "figures", ".snakemake"), "ablation": ("runs", "data", ".snakemake"),
+        "figures": (runs, "figures"), "records": ("figures",), "site": ("site",),
+    }  # fmt: skip
+    for folder in writes.get(target, ()):
         checks.append(lambda folder=folder: check_writable(PROJECT / folder, "make the project's folder writable"))
     if target in ("study", "ablation", "figures", "lab"):
         caches = {Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"), Path(jupyter_runtime_dir())}
