@@ -438,10 +438,10 @@ def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:
 TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}
 
 
-def main(folder: str, stage: str, *numbers: int) -> None:
+def main(folder: str, stage: str, *numbers: int | str) -> None:
     values = json.loads((Path(folder) / "params.json").read_text())
     run = Run(check_params(values, folder), int(Path(folder).name), Path(folder).parent.parent)
-    TRAININGS[stage](run, *numbers)
+    TRAININGS[stage](run, *map(int, numbers))
 
 
 if __name__ == "__main__":
