@@ -42,7 +42,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE.parent), str(HERE)]
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for, before CUDA starts
 
 
@@ -72,6 +72,7 @@ add_wheels()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torchvision  # noqa: E402
+from stage2_step import time_steps  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from b2ma_core import minicity  # noqa: E402
@@ -92,20 +93,13 @@ from b2ma_core.distillation import (  # noqa: E402
 )
 from b2ma_core.files import PROJECT, write_json  # noqa: E402
 from b2ma_core.hard_patches import mine, rare_classes  # noqa: E402
-from b2ma_core.models import build_model, freeze_batch_norm  # noqa: E402
+from b2ma_core.models import build_model  # noqa: E402
 from b2ma_core.params import Params, check_params, read_yaml  # noqa: E402
 from b2ma_core.report.evaluation import evaluate_run  # noqa: E402
 from b2ma_core.study import stages  # noqa: E402
 from b2ma_core.study.pseudo_labels import ask_for_labels, read_confidences, read_pseudo_labels  # noqa: E402
 from b2ma_core.study.records import Run  # noqa: E402
-from b2ma_core.study.training import (  # noqa: E402
-    Batches,
-    batch_indices,
-    generator_for,
-    in_precision,
-    make_fabric,
-    to_device,
-)
+from b2ma_core.study.training import generator_for, make_fabric  # noqa: E402
 
 CLASSES = 19
 
@@ -495,61 +489,9 @@ def paper_step(case: Case) -> Row:
                        target_dataset="minicity", target_train_images=16, target_val_split=None, source_val_split=None,
                        target_test_split=None, workers=0 if case.small else 4, **sizes)  # fmt: skip
     data = datasets.prepare(params)["target_train"]
-    labels, fabric, recipe = np.array(data.labels), make_fabric(params), stages.self_distillation_of(params)
-    groups = stages.patch_groups(params, mine(labels, params.rare_classes or [6, 7, 12, 17, 18], params.grid))
-    model = build_model(params.target_network, CLASSES).to(fabric.device, memory_format=torch.channels_last)
-    student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
-    mean, shares = make_teacher(model), stages.class_shares(params, labels).to(fabric.device)
-    answer = in_precision(mean, fabric)
-    steps = 4 if case.small else 24
-    loaded = Batches(data.images, None, params, 0, "bench", False).from_step(0, steps)
-
-    def finish(losses: Iterator[Tensor]) -> None:
-        for loss in losses:
-            fabric.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def method(step: int) -> None:
-        freeze_batch_norm(student.train())
-        images = to_device(next(loaded)[0], fabric.device)
-        hard = stages.hard_batch(params, fabric.device, data.images, labels, groups, generator_for(0, "patches", step))
-        chosen = batch_indices(len(data), params.batch_size, step, 0, "bench")
-        votes = box_votes(labels[chosen], None, params.teacher_votes)
-        generator = generator_for(0, "mix", step)
-        finish(self_distillation_step(student, answer, images, hard, recipe, generator, shares, votes))
-        ema_update(mean, model, step)
-
-    fixed = torch.rand(params.batch_size, 3, *params.image_size, device=fabric.device)
-    rows, columns = (side // params.grid for side in params.image_size)
-    patches = torch.rand(params.hard_patch_batch, 3, rows, columns, device=fabric.device)
-    fixed, patches = (t.contiguous(memory_format=torch.channels_last) for t in (fixed, patches))
-    targets = [torch.randint(CLASSES, (len(t), *t.shape[-2:]), device=fabric.device) for t in (fixed, patches)]
-
-    def bare(_: int) -> None:
-        with torch.no_grad():
-            answer(fixed)
-        freeze_batch_norm(student.train())
-        finish(label_loss(student(t), target) for t, target in zip((fixed, patches), targets, strict=True))
-
-    measured = {}
-    for name, work in (("bare", bare), ("method", method)):
-        if fabric.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        times = []
-        for step in range(steps):
-            started = time.perf_counter()
-            work(step)
-            if fabric.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(1000 * (time.perf_counter() - started))
-        measured[f"{name}, ms"] = statistics.median(times[steps // 4 :])
-        if fabric.device.type == "cuda":
-            measured[f"{name}, GiB"] = torch.cuda.max_memory_allocated() / 2**30
-    overhead = 100 * (measured["method, ms"] / measured["bare, ms"] - 1)
-    return Row({"network": params.target_network, "size": "{} x {}".format(*params.image_size),
-                "batch": params.batch_size, "precision": fabric._precision.precision, **measured,
-                "overhead, %": overhead})  # fmt: skip
+    found = time_steps(params, data.images, np.array(data.labels), 3 if case.small else 20)
+    size = "{} x {}".format(*params.image_size)
+    return Row({"network": params.target_network, "size": size, "batch": params.batch_size, **found})
 
 
 def default_study(case: Case) -> Row:
