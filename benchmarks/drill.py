@@ -10,8 +10,8 @@ for, and a vendor's delivery of labels beside them; then it runs the notebooks a
 project that is removed at the end. Three studies:
 
 - ``drill``: all images, a small network, so that 06 can score every image.
-- ``drill_paper``: all training images, deeplabv2_resnet101 at batch 4, a few steps of each stage, 8 loaders; again
-  with two processes.
+- ``drill_paper``: all training images, brought to a size that a CPU bears; deeplabv2_resnet101 at batch 4, a few steps
+  of each stage, 8 loaders; again with two processes.
 - ``drill_owner``: the source model's training on all images, and its answers to a few; again with two processes.
 
 The memory of a process is what it holds beside files: anonymous and shared pages, each page divided by the processes
@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -48,6 +49,7 @@ from b2ma_core.labels import LABEL_SPACES  # noqa: E402
 from b2ma_core.params import load_params  # noqa: E402
 
 DRAWN, SIZE = 60, (1024, 2048)  # pictures, and what they are hard links of
+CROP = [128, 256]  # what the networks learn from
 COPIED = ("b2ma_core", "notebooks", "params", "pyproject.toml")
 EVERY = 0.5  # seconds between two samples of memory
 LEAST_FREE = 2.0  # GiB that the machine keeps
@@ -67,7 +69,7 @@ def draw(index: int, folder: Path) -> None:
     ids = np.zeros(256, np.uint8)
     ids[:19] = LABEL_SPACES["cityscapes"].label_ids
     for name, array in (("image", image), ("ids", ids[train_ids]), ("delivered", train_ids)):
-        Image.fromarray(array).save(folder / f"{index}_{name}.png", compress_level=3)
+        Image.fromarray(array).save(folder / f"{index}_{name}.png", compress_level=1)
 
 
 def lay_out(folder: Path, counts: dict[str, int]) -> None:
@@ -91,20 +93,21 @@ def lay_out(folder: Path, counts: dict[str, int]) -> None:
 
 def studies(folder: Path, size: list[int]) -> dict[str, dict]:
     """The parameters of the three studies, by name."""
-    crop = [min(side, most) for side, most in zip(size, (128, 256), strict=True)]
     shared = {
-        "label_space": "cityscapes", "image_size": size, "crop": crop, "batch_size": 4, "accumulate": 4, "workers": 8,
+        "label_space": "cityscapes", "batch_size": 4, "accumulate": 2, "workers": 8, "evaluate_every": 100,
         "target_dataset": "cityscapes", "target_root": str(folder / "cityscapes"), "warmup_steps": 1, "rounds": 1,
-        "source_steps": 6, "stage1_steps": 6, "stage2_steps": 4, "oracle_steps": 4, "evaluate_every": 100,
+        "source_steps": 6, "stage1_steps": 6, "stage2_steps": 4, "oracle_steps": 4,
     }  # fmt: skip
     delivered = {"source_dataset": "none", "box": "folder", "box_root": str(folder / "delivered")}
-    network = {"source_network": "deeplabv2_resnet101", "target_network": "deeplabv2_resnet101"}
+    # Whole images of the size that a CPU bears; 64 of them for the temperature would be most of the time.
+    paper = {"source_network": "deeplabv2_resnet101", "target_network": "deeplabv2_resnet101", "image_size": CROP,
+             "stage2_calibration": False, "target_val_images": 8}  # fmt: skip
     return {
-        "drill": {**shared, **delivered, "oracle_steps": 0, "accumulate": 1},
-        "drill_paper": {**shared, **delivered, **network, "target_val_images": 8},
+        "drill": {**shared, **delivered, "image_size": size, "crop": CROP, "oracle_steps": 0},
+        "drill_paper": {**shared, **delivered, **paper},
         "drill_owner": {
-            **shared, **network, "source_dataset": "cityscapes", "source_root": str(folder / "cityscapes"),
-            "source_val_split": None, "box_queries": 1, "target_train_images": 8, "target_val_images": 8,
+            **shared, **paper, "source_dataset": "cityscapes", "source_root": str(folder / "cityscapes"),
+            "source_val_split": None, "box_queries": 1, "target_train_images": 8,
         },
     }  # fmt: skip
 
@@ -211,11 +214,12 @@ def run_notebook(project: Path, study: str, seed: int, notebook: str, limit: flo
 
         reader = threading.Thread(target=read)
         reader.start()
-        while process.poll() is None and not watch.failed:
-            time.sleep(0.1)
-        if watch.failed:
+        try:
+            while process.poll() is None and not watch.failed:
+                time.sleep(0.1)
+        finally:  # also when this is stopped itself
             end(process)
-        reader.join()
+            reader.join()
     where = f"{study} {notebook} (seed {seed})"
     if watch.failed:
         raise Failed(f"{where}: {watch.failed}")
@@ -239,11 +243,12 @@ def pace(name: str, bar: dict) -> float | None:
 
 
 def end(process: subprocess.Popen) -> None:
-    """Stop a notebook and all that it started."""
-    below = psutil.Process(process.pid).children(recursive=True)
+    """Stop a notebook and all that it started, if it still runs."""
+    if process.poll() is not None:
+        return
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.terminate()
-    _, alive = psutil.wait_procs([psutil.Process(process.pid), *below], timeout=10)
-    for left in alive:
+    for left in psutil.wait_procs(everyone, timeout=10)[1]:
         left.kill()
     process.wait()
 
@@ -301,10 +306,10 @@ def growth(rows: list[dict], smaller: dict, images: int, size: list[int]) -> lis
     """Print what grew with the number of images against a smaller drill.
 
     Returns:
-        What grew by more than half a label map an image: nothing that is held whole grows less.
+        What grew by more than half a label map an image, of the smallest size: nothing that is held whole grows less.
     """
     before = {(r["study"], r["devices"], r["notebook"]): r["processes"] for r in smaller["rows"]}
-    more, most, grown = images - sum(smaller["count"]), size[0] * size[1] / 2**11, []
+    more, most, grown = images - sum(smaller["count"]), min(size[0] * size[1], CROP[0] * CROP[1]) / 2**11, []
     print(f"\nmemory beside files, against {sum(smaller['count'])} images: KiB an image (bound {most:.0f})")
     for row in rows:
         for what, peak in row["processes"].items():
@@ -354,6 +359,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the rows as JSON")
     parser.add_argument("--against", type=Path, help="--out of a smaller drill: what grows with the number of images")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up either way
     print(f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB; count "
           f"{args.count}, image_size {args.size}; memory in GiB of the largest process, own + files")  # fmt: skip
     try:
@@ -367,6 +373,9 @@ def main() -> int:
                 raise Failed("grows with the number of images:\n  " + "\n  ".join(grown))
     except Failed as error:
         print(f"\ndrill: {error}\n", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndrill: stopped", file=sys.stderr)
         return 1
     return 0
 
