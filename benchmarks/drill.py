@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from b2ma_core import minicity  # noqa: E402
 from b2ma_core.files import PROJECT, write_json  # noqa: E402
-from b2ma_core.labels import LABEL_SPACES  # noqa: E402
+from b2ma_core.labels import CITYSCAPES  # noqa: E402
 from b2ma_core.params import load_params  # noqa: E402
 
 DRAWN, SIZE = 60, (1024, 2048)  # pictures, and what they are hard links of
@@ -67,7 +67,7 @@ def draw(index: int, folder: Path) -> None:
     """One scene: the photograph, its label ids and the vendor's train ids."""
     image, train_ids = minicity.render(index, "camera", "train", size=SIZE)
     ids = np.zeros(256, np.uint8)
-    ids[:19] = LABEL_SPACES["cityscapes"].label_ids
+    ids[:19] = CITYSCAPES.label_ids
     for name, array in (("image", image), ("ids", ids[train_ids]), ("delivered", train_ids)):
         Image.fromarray(array).save(folder / f"{index}_{name}.png", compress_level=1)
 

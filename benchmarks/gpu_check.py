@@ -390,7 +390,7 @@ def training_in_bf16(case: Case) -> Row:
 
 def resume(case: Case, deterministic: bool = False) -> Row:
     """Stage 2 killed at a step and gone on with, against the same in one go."""
-    steps, save_every = (12, 3) if case.small else (300, 5)
+    steps, save_every = (12, 3) if case.small else (120, 5)
     params = params_of(case, "smoke", stage2_steps=steps, save_every=save_every, rounds=1, warmup_steps=2,
                        source_steps=4, stage1_steps=4, oracle_steps=0, evaluate_every=1000)  # fmt: skip
     base = Run(params, 0, case.folder / "runs")
@@ -483,15 +483,23 @@ def milliseconds(work: Callable[[], None], device: torch.device, repeats: int) -
 def paper_step(case: Case) -> Row:
     """A step of stage 2 at the paper's size, with SpatialMix, votes and hard patches, against the bare passes of both
     networks over as many pixels."""
-    base = "smoke" if case.small else "gta5_cityscapes"
-    sizes = dict(image_size=[64, 128]) if case.small else dict(target_network="deeplabv2_resnet101")
-    params = params_of(case, base, source_dataset="minicity", source_train_images=1, source_image_size=None,
-                       target_dataset="minicity", target_train_images=16, target_val_split=None, source_val_split=None,
-                       target_test_split=None, workers=0 if case.small else 4, **sizes)  # fmt: skip
+    params = paper_params(case)
     data = datasets.prepare(params)["target_train"]
     found = time_steps(params, data.images, np.array(data.labels), 3 if case.small else 20)
     size = "{} x {}".format(*params.image_size)
     return Row({"network": params.target_network, "size": size, "batch": params.batch_size, **found})
+
+
+def paper_params(case: Case) -> Params:
+    """The published study's, on drawn scenes; or small ones."""
+    base, changes = "smoke", {"image_size": [64, 128]}
+    if not case.small:
+        base, changes = "gta5_cityscapes", {"target_network": "deeplabv2_resnet101", "workers": 4}
+    return params_of(
+        case, base, source_dataset="minicity", source_train_split="train", source_train_images=1, source_val_split=None,
+        source_image_size=None, target_dataset="minicity", target_train_images=16, target_val_split=None,
+        target_test_split=None, **changes,
+    )  # fmt: skip
 
 
 def default_study(case: Case) -> Row:
