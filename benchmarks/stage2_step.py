@@ -11,19 +11,97 @@ import argparse
 import platform
 import statistics
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from b2ma_core import minicity
 from b2ma_core.distillation import box_votes, ema_update, label_loss, make_teacher, self_distillation_step
 from b2ma_core.files import PROJECT
-from b2ma_core.hard_patches import holders, mine
+from b2ma_core.hard_patches import mine
 from b2ma_core.models import build_model, freeze_batch_norm
-from b2ma_core.params import load_params
+from b2ma_core.params import Params, load_params
+from b2ma_core.study import stages
 from b2ma_core.study.records import peak_memory
-from b2ma_core.study.stages import class_shares, hard_batch, self_distillation_of
 from b2ma_core.study.training import Batches, batch_indices, generator_for, in_precision, make_fabric, to_device
+
+WARM_UP = 5  # steps that are not counted
+
+
+def time_steps(params: Params, images: np.ndarray, labels: np.ndarray, steps: int) -> dict[str, float | str]:
+    """Time the method's steps and bare ones, in turns.
+
+    Args:
+        params: sizes, network, batch, loaders and device.
+        images: ``(N, H, W, 3)`` uint8.
+        labels: ``(N, H, W)`` uint8 train ids, as the box would give them.
+        steps: of each, after five that are not counted.
+
+    Returns:
+        Medians in ms, the overhead in percent, on a GPU the peak of its memory in GiB, and the precision.
+    """
+    fabric, recipe = make_fabric(params), stages.self_distillation_of(params)
+    cuda, classes = fabric.device.type == "cuda", stages.num_classes(params)
+    groups = stages.patch_groups(params, mine(labels, params.rare_classes or [6, 7, 12, 17, 18], params.grid))
+    model = build_model(params.target_network, classes).to(fabric.device, memory_format=torch.channels_last)
+    student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
+    teacher, shares = make_teacher(model), stages.class_shares(params, labels).to(fabric.device)
+    answer = in_precision(teacher, fabric)
+    loaded = Batches(images, None, params, 0, "bench", False).from_step(0, steps + WARM_UP)
+
+    def finish(losses: Iterator[Tensor]) -> None:
+        for loss in losses:
+            fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def method(step: int) -> None:
+        batch = to_device(next(loaded)[0], fabric.device)
+        hard = stages.hard_batch(params, fabric.device, images, labels, groups, generator_for(0, "patches", step))
+        freeze_batch_norm(student.train())
+        chosen = batch_indices(len(images), params.batch_size, step, 0, "bench")
+        votes = box_votes(labels[chosen], None, params.teacher_votes)
+        generator = generator_for(0, "mix", step)
+        finish(self_distillation_step(student, answer, batch, hard, recipe, generator, shares, votes))
+        ema_update(teacher, model, step)
+
+    def fixed(count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        seen = torch.rand(count, 3, *size, device=fabric.device).contiguous(memory_format=torch.channels_last)
+        return seen, torch.randint(classes, (count, *size), device=fabric.device)
+
+    size = tuple(images.shape[1:3])
+    whole, patches = (
+        fixed(params.batch_size, size),
+        fixed(params.hard_patch_batch, tuple(s // params.grid for s in size)),
+    )
+
+    def bare(step: int) -> None:
+        with torch.no_grad():
+            answer(whole[0])
+        freeze_batch_norm(student.train())
+        finish(weight * label_loss(student(seen), ids) for weight, (seen, ids) in ((1, whole), (0.1, patches)))
+
+    times, memory = {"bare": [], "method": []}, {"bare": 0.0, "method": 0.0}
+    for step in range(steps + WARM_UP):
+        for name, work in (("bare", bare), ("method", method)):
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            work(step)
+            if cuda:
+                torch.cuda.synchronize()
+                memory[name] = max(memory[name], torch.cuda.max_memory_allocated() / 2**30)
+            if step >= WARM_UP:
+                times[name].append(1000 * (time.perf_counter() - started))
+    medians = {f"{name}, ms": statistics.median(values) for name, values in times.items()}
+    return {
+        **medians,
+        "overhead, %": 100 * (medians["method, ms"] / medians["bare, ms"] - 1),
+        **({f"{name}, GiB": peak for name, peak in memory.items()} if cuda else {}),
+        "precision": fabric._precision.precision,
+    }
 
 
 def main() -> None:
@@ -33,64 +111,14 @@ def main() -> None:
     args = parser.parse_args()
     params = load_params(PROJECT / "params" / f"{args.study}.yaml")
     samples = [minicity.render(i, "camera", "train", size=tuple(params.image_size)) for i in range(32)]
-    images, labels = (np.stack(arrays) for arrays in zip(*samples, strict=True))
-    by_class = holders(mine(labels, [6, 7, 12, 17, 18], params.grid))
-    fabric = make_fabric(params)
-    model = build_model(params.target_network, 19).to(fabric.device, memory_format=torch.channels_last)
-    student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
-    teacher = make_teacher(model)
-    answer = in_precision(teacher, fabric)
-    recipe = self_distillation_of(params)
-    shares = class_shares(params, labels).to(fabric.device)
-    batches = Batches(images, None, params, 0, "bench", augment=False)
-
-    def finish(losses):
-        for loss in losses:
-            fabric.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def method(step):
-        batch = to_device(batches[step][0], fabric.device)
-        generator = generator_for(0, "patches", step)
-        hard = hard_batch(params, fabric.device, images, labels, by_class, generator)
-        freeze_batch_norm(student)
-        chosen = batch_indices(len(images), params.batch_size, step, 0, "bench")
-        votes = box_votes(labels[chosen], None, params.teacher_votes)
-        generator = generator_for(0, "mix", step)
-        finish(self_distillation_step(student, answer, batch, hard, recipe, generator, shares, votes))
-        ema_update(teacher, model, step)
-
-    fixed = to_device(batches[0][0], fabric.device)
-    target = torch.randint(0, 19, (len(fixed), *fixed.shape[-2:]), device=fabric.device)
-    rows, columns = (side // params.grid for side in params.image_size)
-    small = fixed[:, :, :rows, :columns].contiguous(memory_format=torch.channels_last)
-    small_target = target[:, :rows, :columns].contiguous()
-
-    def bare(step):
-        with torch.no_grad():
-            answer(fixed)
-        freeze_batch_norm(student)
-        finish(f() for f in (lambda: label_loss(student(fixed), target),
-                             lambda: 0.1 * label_loss(student(small), small_target)))  # fmt: skip
-
-    seconds = {"method": [], "bare": []}
-    for step in range(args.steps + 5):
-        for name, work in (("method", method), ("bare", bare)):
-            started = time.perf_counter()
-            work(step)
-            if fabric.device.type == "cuda":
-                torch.cuda.synchronize()
-            if step >= 5:
-                seconds[name].append(time.perf_counter() - started)
-    whole, least = (statistics.median(seconds[name]) for name in ("method", "bare"))
-    device = torch.cuda.get_device_name() if fabric.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"{platform.machine()}, {device}, torch {torch.__version__}, precision {fabric._precision.precision}")
+    found = time_steps(params, *(np.stack(arrays) for arrays in zip(*samples, strict=True)), args.steps)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"{platform.machine()}, {device}, torch {torch.__version__}, precision {found['precision']}")
     print(
-        f"stage-2 step {1e3 * whole:.1f} ms, bare passes {1e3 * least:.1f} ms: "
-        f"overhead {100 * (whole / least - 1):.1f}%; peak memory, GiB: {peak_memory()}"
+        f"stage-2 step {found['method, ms']:.1f} ms, bare passes {found['bare, ms']:.1f} ms: "
+        f"overhead {found['overhead, %']:.1f}%; peak memory, GiB: {peak_memory()}"
     )
-    hours = whole * params.stage2_steps * params.rounds / 3600
+    hours = found["method, ms"] * params.stage2_steps * params.rounds / 3.6e6
     print(f"by extrapolation, not measured: {hours:.2f} h for the {params.rounds} rounds of {args.study}")
 
 

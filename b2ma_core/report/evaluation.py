@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,20 +71,21 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
     }, scores
 
 
-def predict_part(run: Run, part: Data) -> np.ndarray:
-    """The last student's ``(N, H, W)`` uint8 train ids of a part, at the study's size.
+def predict_part(run: Run, part: Data, shown: Sequence[int]) -> np.ndarray:
+    """Write the last student's train ids of a part, ``predictions/<part>/<name>.png`` at each image's own size.
 
-    ``predictions/<part>/`` gets them as PNGs of train ids at each image's own size.
+    Returns:
+        ``(len(shown), H, W)`` uint8: those of the images to show, by index, brought to the study's size.
     """
-    fabric = make_fabric(run.params)
+    fabric, pictures = make_fabric(run.params), {}
     last = trainings(run.params)[row_names(run)[-1]]
     model = fabric.to_device(trained_model(run, "target", last, "student.safetensors"))
-    answers = predict(model, fabric, part.images)
-    for i, (name, labels, size) in enumerate(zip(part.names, answers, part.sizes, strict=True)):
-        if labels.shape != size:
-            labels = predict(model, fabric, part.images[i : i + 1], size)[0]
+    for i, (name, size) in enumerate(zip(part.names, part.sizes, strict=True)):
+        labels = predict(model, fabric, part.images[i : i + 1], size)[0]
         write_png(run.path("predictions", part.name, f"{name}.png"), labels)
-    return answers
+        if i in shown:
+            pictures[i] = _at(labels, part.images.shape[1:3])
+    return np.stack([pictures[i] for i in shown])
 
 
 def load_samples(run: Run) -> dict[str, np.ndarray]:
