@@ -55,7 +55,8 @@ def test_the_profile_names_every_stage_and_the_jobs_ask_for_gpus(cluster):
 def test_jobs_run_in_order_and_a_stopped_one_goes_on_where_it_was(cluster):
     run = cluster.root / "runs" / "smoke" / "0"
     path = cluster.root / "params" / "smoke.yaml"
-    path.write_text(path.read_text() + "source_steps: 400\nsave_every: 5\naccelerator: cpu\n")
+    values = {**yaml.safe_load(path.read_text()), "source_steps": 400, "save_every": 5, "accelerator": "cpu"}
+    path.write_text(yaml.safe_dump(values))
     cluster.env["FAKE_SLURM_STOP"] = str(run / "source" / "progress.pt")
     code, output = snakemake(cluster, "--config", "study=smoke", "--", "runs/smoke/0/records/01_source_model.json")
     assert code == 0, output

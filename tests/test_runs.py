@@ -81,7 +81,7 @@ def one_message(code: int, output: str, *said: str) -> None:
 
 
 def test_a_notebook_out_of_order_says_which_comes_first(project):
-    one_message(*project.notebook("03_cross_domain", "smoke", 9), "run the notebook 02_pseudo_labels first")
+    one_message(*project.notebook("03_cross_domain", "smoke", 9), "run the notebook 00_data first")
 
 
 def test_wrong_parameters_stop_before_anything_is_made(project):
