@@ -151,10 +151,10 @@ def test_executed_notebooks_pass_nbval(project):
 def test_the_same_seed_gives_the_same_records_and_weights_after_kills(project):
     """A second run, whose make, Snakemake, run.py or kernel is killed now and then, ends as the first, bit by bit."""
     output = subprocess.run(
-        [sys.executable, PROJECT / "benchmarks" / "kills.py", "--kills", "5", "--longest", "30", "--project", project.root],
+        [sys.executable, PROJECT / "benchmarks" / "kills.py", "--kills", "3", "--longest", "20", "--project", project.root],
         env=project.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ).stdout  # fmt: skip
-    assert "5 kills: nothing left running, every bit as in the undisturbed study" in output, output
+    assert "3 kills: nothing left running, every bit as in the undisturbed study" in output, output
 
 
 def test_another_seed_gives_another_run(project):
