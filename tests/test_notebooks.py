@@ -192,7 +192,7 @@ def test_behind_the_wall_nothing_of_the_source_or_the_targets_labels_is_needed(p
 
 def test_the_executed_notebooks_become_pages_with_their_pictures(project, tmp_path):
     names = write_site("smoke", 0, tmp_path / "site", project.root / "runs")
-    assert names == list(STAGES[:8])
+    assert names[:8] == list(STAGES[:8])
     for i, name in enumerate(names):
         page = (tmp_path / "site" / f"{name}.html").read_text()
         assert all(f'href="{other}.html"' in page for other in names[max(i - 1, 0) : i] + names[i + 1 : i + 2])
