@@ -324,9 +324,10 @@ def predict(model: nn.Module, fabric: Fabric, images: np.ndarray, size: tuple[in
         batch = to_device(torch.from_numpy(np.array(images[i : i + 8])).permute(0, 3, 1, 2), fabric.device)
         with fabric.autocast():
             logits = model(batch).float()
-        if size is not None and tuple(size) != logits.shape[-2:]:
-            logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)
-        answers.append(logits.argmax(1).to(torch.uint8).cpu().numpy())
+        for one in logits.split(1):  # at 1024 x 2048 pixels the logits of eight images are 1.3 GB
+            if size is not None and tuple(size) != one.shape[-2:]:
+                one = nn.functional.interpolate(one, size, mode="bilinear", align_corners=False)
+            answers.append(one.argmax(1).to(torch.uint8).cpu().numpy())
     model.train(was_training)
     return np.concatenate(answers)
 
@@ -334,9 +335,10 @@ def predict(model: nn.Module, fabric: Fabric, images: np.ndarray, size: tuple[in
 def score(model: nn.Module, fabric: Fabric, data: Data, num_classes: int) -> ConfusionMatrix:
     """Confusion matrix of a network on labelled data, at the labels' own size; each process scores its share."""
     scores, own = ConfusionMatrix(num_classes), range(len(data))[fabric.global_rank :: fabric.world_size]
-    for indices in data.batches(32, own):
-        labels = np.stack([data.labels[i] for i in indices])
-        scores.update(predict(model, fabric, data.images[indices], labels.shape[1:]), labels)
+    for indices in data.batches(8, own):
+        size = data.labels[indices[0]].shape
+        for i, said in zip(indices, predict(model, fabric, data.images[indices], size), strict=True):
+            scores.update(said, np.array(data.labels[i]))  # one at a time: counting takes 40 bytes a pixel
     if fabric.world_size > 1:
         scores.matrix = fabric.all_reduce(scores.matrix.to(fabric.device), reduce_op="sum").cpu()
     return scores
