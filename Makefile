@@ -39,7 +39,7 @@ test: .venv/ready
 	@$(CHECK) test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist loadscope
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(CORES) --dist loadscope --durations=10
 
 lab: .venv/ready
 	@$(CHECK) lab
