@@ -29,6 +29,7 @@ from b2ma_core.params import check_params
 from b2ma_core.serve import application
 from b2ma_core.service import LabelService
 from b2ma_core.study import stages
+from b2ma_core.study.preflight import preflight
 from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import STAGES, Run
 
@@ -488,7 +489,7 @@ def test_a_served_source_model_gives_the_labels_of_the_model_bit_for_bit(smoke_p
     owner = Owner(project.root, "--study", "smoke", "--seed", "3", "--port", "0")
     try:
         run = Run(service_study(smoke_params, owner.address), 0, tmp_path / "runs")
-        stages.preflight(run)
+        preflight(run)
         assert not (tmp_path / "client" / "answers").exists()
         np.testing.assert_array_equal(ask_for_labels(run, stages.open_box(run, tmp_path), part), plain)
         same_tree(owners.path("labels"), run.path("labels"), "*.png")
@@ -501,7 +502,7 @@ def test_a_served_source_model_gives_the_labels_of_the_model_bit_for_bit(smoke_p
 def test_a_service_that_speaks_of_other_classes_is_joined_by_the_map(server, smoke_params, part, tmp_path):
     params = service_study(smoke_params, server.address, label_space="camvid", box_label_space="cityscapes")
     run = Run(params, 0, tmp_path / "runs")
-    stages.preflight(run)
+    preflight(run)
     plain = ask_for_labels(run, stages.open_box(run, tmp_path), replace(part, labels=None))
     table = label_map(CITYSCAPES, CAMVID)
     np.testing.assert_array_equal(plain, table[np.array(part.images)[..., 0] % 19])
@@ -511,11 +512,11 @@ def test_the_trial_of_a_service_comes_before_all_training_and_not_after_the_answ
     run = Run(service_study(smoke_params, server.address, box_timeout=0.2), 0, tmp_path)
     server.script = ["html"]
     with pytest.raises(ValueError, match=f"{server.address}, image 'a grey trial image': the answer is no PNG"):
-        stages.preflight(run)
-    stages.preflight(run)
+        preflight(run)
+    preflight(run)
     assert len(server.asked) == 2
     run.record(STAGES[2], {})
-    stages.preflight(run)
+    preflight(run)
     assert len(server.asked) == 2
 
 

@@ -10,6 +10,7 @@ from b2ma_core.data import datasets
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
 from b2ma_core.study import stages, training
+from b2ma_core.study.preflight import preflight
 from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import Run
 
@@ -172,7 +173,7 @@ def test_weights_are_used_as_they_are_without_source_data(prepared, tmp_path):
     changes = {"source_dataset": "none", "source_steps": 0, "source_start": str(tmp_path / "owner.safetensors")}
     run = prepared("run", **changes)
     check_params(run.params.model_dump(), "the values that the message recommends")
-    stages.preflight(run)
+    preflight(run)
     assert stages.train(run, "source")["loss"] == []
     kept = stages.trained_model(run, "source", "source", "source.safetensors").state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in owner.state_dict().items())
@@ -238,41 +239,41 @@ def test_two_processes_share_each_batch(prepared):
 def test_weights_that_do_not_fit_show_before_any_training(prepared, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="w.pth: cannot be read as weights"):
-        stages.preflight(prepared("a", init=str(tmp_path / "w.pth")))
+        preflight(prepared("a", init=str(tmp_path / "w.pth")))
     with pytest.raises(ValueError, match="unknown network 'x'"):
-        stages.preflight(prepared("b", target_network="x"))
+        preflight(prepared("b", target_network="x"))
     with pytest.raises(FileNotFoundError, match="box_root"):
-        stages.preflight(prepared("c", box="folder", box_root=str(tmp_path / "none")))
+        preflight(prepared("c", box="folder", box_root=str(tmp_path / "none")))
 
 
 def test_a_network_with_statistics_over_a_batch_of_one_shows_before_any_training(prepared):
     with pytest.raises(ValueError, match="target_network: deeplabv3_resnet50 .* raise batch_size"):
-        stages.preflight(prepared("a", target_network="deeplabv3_resnet50", batch_size=4, accumulate=4))
+        preflight(prepared("a", target_network="deeplabv3_resnet50", batch_size=4, accumulate=4))
     with pytest.raises(ValueError, match="leaves one alone somewhere"):  # two and one
-        stages.preflight(prepared("c", target_network="deeplabv3_resnet50", batch_size=3, accumulate=2))
+        preflight(prepared("c", target_network="deeplabv3_resnet50", batch_size=3, accumulate=2))
     with pytest.raises(ValueError, match="raise hard_patch_batch"):
-        stages.preflight(prepared("d", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2,
+        preflight(prepared("d", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2,
                                   hard_patch_batch=3, student_batch_norm="batch"))  # fmt: skip
-    stages.preflight(prepared("b", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2))
+    preflight(prepared("b", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2))
 
 
 def test_a_batch_smaller_than_the_number_of_processes_shows_before_any_training(prepared):
     with pytest.raises(ValueError, match="source_batch_size: 1 images a step cannot be shared by 2 processes"):
-        stages.preflight(prepared("a", accelerator="cpu", devices=2, source_batch_size=1))
+        preflight(prepared("a", accelerator="cpu", devices=2, source_batch_size=1))
     with pytest.raises(
         ValueError, match="^batch_size: 4 images .* raise batch_size to 5 at least, or lower devices to 4"
     ):
-        stages.preflight(prepared("b", accelerator="cpu", devices=5, source_batch_size=8))
-    stages.preflight(prepared("c", accelerator="cpu", devices=2, source_batch_size=1, source_steps=0))  # never read
+        preflight(prepared("b", accelerator="cpu", devices=5, source_batch_size=8))
+    preflight(prepared("c", accelerator="cpu", devices=2, source_batch_size=1, source_steps=0))  # never read
 
 
 def test_fewer_gpus_than_asked_for_show_before_any_training(prepared, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="devices: 2 asked for, this machine has 1 CUDA devices: lower devices"):
-        stages.preflight(prepared("a", accelerator="cuda", devices=2))
+        preflight(prepared("a", accelerator="cuda", devices=2))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ValueError, match="devices: 2 asked for"):
-        stages.preflight(prepared("b", devices=2, accelerator="auto"))
+        preflight(prepared("b", devices=2, accelerator="auto"))
 
 
 def test_where_torch_compile_does_not_work_training_goes_on_without(prepared, monkeypatch, capsys):

@@ -105,63 +105,6 @@ def trained_model(run: Run, which: str, *path: str) -> nn.Module:
     return model.eval()
 
 
-def preflight(run: Run) -> None:
-    """Build what the run will build, so that a network or weights file that does not fit shows before any training.
-
-    Raises:
-        ValueError, FileNotFoundError, OSError: naming the parameter or file.
-    """
-    params = run.params
-    _share_out(params)
-    if params.box == "folder":
-        LabelFolder(PROJECT / params.box_root)
-    elif params.box == "service":
-        _try_service(run)
-    else:
-        new_model(run, "source", params.source_start)
-    if params.init != "source":
-        new_model(run, "target", params.init)
-    elif params.source_network != params.target_network:
-        raise ValueError("init: 'source' needs target_network to be source_network, their weights must fit")
-    cuda = params.accelerator == "cuda" or (params.accelerator == "auto" and torch.cuda.is_available())
-    if cuda and torch.cuda.device_count() < params.devices:
-        raise ValueError(f"devices: {params.devices} asked for, this machine has {torch.cuda.device_count()} CUDA "
-                         "devices: lower devices, or set accelerator to 'cpu'")  # fmt: skip
-    make_fabric(params)
-
-
-def _share_out(params: Params) -> None:
-    """Refuse batches that cannot be shared out among the processes, or whose parts a network cannot learn from."""
-    trained = params.box == "model" and params.source_steps > 0
-    sides = [("target_network", "batch_size", params.batch_size)]
-    if trained and params.source_batch_size:
-        sides.append(("source_network", "source_batch_size", params.source_batch_size))
-    elif trained:
-        sides.append(("source_network", "batch_size", params.batch_size))
-    if params.rounds and params.hard_patch_weight and params.student_batch_norm == "batch":
-        sides.append(("target_network", "hard_patch_batch", params.hard_patch_batch))
-    for network, name, batch in sides:
-        if batch < params.devices:
-            raise ValueError(f"{name}: {batch} images a step cannot be shared by {params.devices} processes: raise "
-                             f"{name} to {params.devices} at least, or lower devices to {batch}")  # fmt: skip
-        smallest = batch // (params.devices * params.accumulate)
-        if getattr(params, network) == "deeplabv3_resnet50" and smallest < 2:
-            raise ValueError(
-                f"{network}: deeplabv3_resnet50 takes statistics over what it sees at once, and {name} {batch} over "
-                f"{params.devices} processes in {params.accumulate} parts leaves one alone somewhere, which has none: "
-                f"raise {name}, or lower accumulate or devices, so that each part has two at least"
-            )
-
-
-def _try_service(run: Run) -> None:
-    """Ask a service for a grey image of the study's size, unless all its answers are there already."""
-    if run.path("records", "02_pseudo_labels.json").is_file():
-        return
-    box = open_box(run)
-    box.kept, box.pauses = None, box.pauses[:3]  # seven seconds: it may be just starting
-    box.predict(np.full((1, *run.params.image_size, 3), 128, np.uint8), ["a grey trial image"])
-
-
 def train_source(run: Run) -> dict:
     """The owner's training, on source labels -> ``source/source.safetensors``."""
     params, data = run.params, load(run.params, "source_train")
