@@ -199,5 +199,5 @@ def test_the_executed_notebooks_become_pages_with_their_pictures(project, tmp_pa
     assert "data:image/png;base64," in (tmp_path / "site" / "05_self_distill.html").read_text()
     index = (tmp_path / "site" / "index.html").read_text()
     assert all(f'href="{name}.html"' in index for name in names)
-    with pytest.raises(FileNotFoundError, match="holds no executed notebook; make study STUDY=smoke SEEDS=7"):
+    with pytest.raises(FileNotFoundError, match="no executed notebook; make study STUDY=smoke SEEDS=7"):
         write_site("smoke", 7, tmp_path / "none", project.root / "runs")
