@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from b2ma_core.files import read_label_map
 from b2ma_core.labels import LabelSpace
-from b2ma_core.queries import view_name
+from b2ma_core.queries import VIEWS, view_name
 
 
 class BlackBox(Protocol):
@@ -136,7 +136,8 @@ class LabelFolder:
             view: of it, from 0.
             sent: (height, width) of the view.
             photograph: (height, width) of the image before it was brought to the study's size. An answer has the size
-                of either, or any other of the proportions of one of them, a pixel more or less.
+                of either, or any other of the proportions of one of them, a pixel more or less; of a larger or smaller
+                view, whose sides are rounded, eight pixels.
             size: (height, width) wanted, the nearest pixels are taken; None: ``sent``.
 
         Returns:
@@ -150,7 +151,9 @@ class LabelFolder:
             labels = read_label_map(path)
         except FileNotFoundError:
             raise ValueError(f"{path}: the vendor's folder has no labels for the image {name!r}") from None
-        if not any(_alike(labels.shape, other) for other in (sent, photograph)):
+        # The sides of a larger or smaller view are rounded to eight pixels, whatever the size of its image was.
+        rounding = 1 if view >= len(VIEWS) or VIEWS[view][2] == 1 else 8
+        if not any(_alike(labels.shape, other, rounding) for other in (sent, photograph)):
             own = f", the photograph {photograph}" if photograph != sent else ""
             raise ValueError(f"{path}: labels are {labels.shape}, the image is {sent}{own} (H x W): they must have the "
                              "proportions of one of them")  # fmt: skip
@@ -161,10 +164,11 @@ class LabelFolder:
         return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
 
-def _alike(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes are the same, or proportional within a pixel's rounding."""
+def _alike(size: tuple[int, int], other: tuple[int, int], rounding: int) -> bool:
+    """Whether two sizes are the same, or proportional within a rounding of so many pixels."""
     (height, width), (h, w) = size, other
-    return size == other or (min(size) >= 16 and min(abs(height - width * h / w), abs(width - height * w / h)) <= 1)
+    off = min(abs(height - width * h / w), abs(width - height * w / h))
+    return size == other or (min(size) >= 16 and off <= rounding)
 
 
 def ask(

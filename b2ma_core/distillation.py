@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.v2.functional as T
 from torch import Tensor, nn
 
 from b2ma_core.augmentations import Changes, coin, draw_changes, jitter_and_blur
@@ -53,17 +54,21 @@ def label_loss(logits: Tensor, train_ids: Tensor, weights: Tensor | None = None,
         smoothing: label smoothing, 0 .. 1.
 
     Returns:
-        Scalar mean; 0 if every pixel is ignored.
+        Scalar mean over the pixels, each weighing ``weights`` of its label; 0 if every pixel is ignored. PyTorch's own
+        ``weight`` also weighs the smoothed part of a label, by class: with rare classes 12% of a road pixel's target
+        may then be "sign", and the network stays unsure of everything.
     """
-    if not (train_ids != 255).any():
-        return logits.sum() * 0
-    return pixel_cross_entropy(logits, train_ids, weight=weights, ignore_index=255, label_smoothing=smoothing)
+    weight = pixel_weights(train_ids, weights)
+    loss = pixel_cross_entropy(logits, train_ids, ignore_index=255, label_smoothing=smoothing, reduction="none")
+    return (weight.flatten() * loss).sum() / weight.sum().clamp(min=1e-12)
 
 
-def pixel_weight(train_ids: Tensor, weights: Tensor | None = None) -> Tensor:
-    """What :func:`label_loss` is a mean over: the number of labelled pixels, or the sum of their classes' weights."""
-    labelled = train_ids[train_ids != 255]
-    return labelled.numel() * torch.ones((), device=train_ids.device) if weights is None else weights[labelled].sum()
+def pixel_weights(train_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What each pixel weighs in :func:`label_loss`, float32 as ``train_ids``: its class's weight, or 1; ignored 0."""
+    known = train_ids != 255
+    if weights is None:
+        return known.float()
+    return known * weights[train_ids.clamp(max=len(weights) - 1)]
 
 
 def consistency_loss(
@@ -77,7 +82,7 @@ def consistency_loss(
 
     Args:
         logits: ``(N, C, H, W)`` float, the student's.
-        pseudo_labels: ``(N, H, W)`` int64, the teacher's arg max.
+        pseudo_labels: ``(N, H, W)`` int64, the teacher's arg max; 255 is ignored.
         confidence: ``(N, H, W)`` float, the teacher's.
         threshold: confidence that counts as sure (published 0.968).
         per: "image": every pixel of an image weighs the image's share of sure pixels (published);
@@ -90,7 +95,7 @@ def consistency_loss(
     """
     sure = (confidence >= threshold).float()
     weight = sure.mean((1, 2), keepdim=True) if per == "image" else sure
-    loss = pixel_cross_entropy(logits, pseudo_labels, reduction="none").view_as(confidence)
+    loss = pixel_cross_entropy(logits, pseudo_labels, ignore_index=255, reduction="none").view_as(confidence)
     return (weight * loss).mean()
 
 
@@ -204,31 +209,14 @@ class Sharing:
 ALONE = Sharing()
 
 
-def box_votes(labels: np.ndarray, confidences: np.ndarray | None, weight: float) -> tuple[Tensor, Tensor] | None:
-    """What the box said to a batch, for :func:`teach`.
-
-    Args:
-        labels: ``(N, H, W)`` uint8 pseudo labels.
-        confidences: ``(N, H, W)`` uint8 shares of the votes, 0 .. 255; None: the box was asked once, each counts 1.
-        weight: of a label that all votes agree on, 0 .. 1.
-
-    Returns:
-        ``(N, H, W)`` int64 labels and float32 weights, 0 at ignored pixels; None for weight 0.
-    """
-    if weight == 0:
-        return None
-    shares = np.ones(labels.shape, np.float32) if confidences is None else confidences.astype(np.float32) / 255
-    return torch.from_numpy(labels).long(), torch.from_numpy(weight * shares * (labels != 255)).float()
-
-
 @torch.no_grad()
 def teach(
     teacher: nn.Module,
     images: Tensor,
     kind: str = "probability",
     shares: ClassShares | None = None,
-    votes: tuple[Tensor, Tensor] | None = None,
-    temperature: float = 1.0,
+    train_ids: Tensor | None = None,
+    box_share: float = 0.0,
     sharing: Sharing = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """The teacher's labels and confidences on clean images.
@@ -239,11 +227,9 @@ def teach(
         kind: confidence as softmax "probability", or as the raw "logit" (the published fault).
         shares: changes the logits by what it knew before, then takes in the batch's labels without the change; None:
             as published.
-        votes: ``(N, H, W)`` int64 labels of the box and float weights w, see :func:`box_votes`.
-            Of the probabilities p
-            become ``(1 - w) p + w [the box's label]``, so that the teacher overrules the box where it is surer than the
-            box was; it cannot drift far from what the box said. None: as published.
-        temperature: the logits are divided by it first, see :mod:`calibration`; 1: as published.
+        train_ids: ``(N, H, W)`` int64, what the box says to the images; 255: nothing. Needed for a box_share.
+        box_share: of the probabilities p become ``(1 - w) p + w [the box's label]``, w this share, so that the teacher
+            overrules the box only where it is sure and cannot drift far from what the box said. 0: as published.
         sharing: each process answers its own images, then all get all answers.
 
     Returns:
@@ -255,14 +241,15 @@ def teach(
     if shares is not None:
         change, counts = shares.change(), torch.zeros_like(shares.target, dtype=torch.long)
     for part in sharing.slices(len(images)):
-        logits = teacher(images[part]).float() / temperature  # float first: bf16 knows 2 to 3 digits
+        logits = teacher(images[part]).float()  # at once: bf16 knows 2 to 3 digits
         if shares is not None:
             counts += shares.count(logits)
         logits = logits.permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
         logits = logits if shares is None else logits + change
         scores = logits.softmax(-1) if kind == "probability" else logits
-        if votes is not None:
-            said, weight = (value[part].to(scores.device)[..., None] for value in votes)
+        if box_share > 0:
+            said = train_ids[part][..., None]
+            weight = box_share * (said != 255).float()
             scores = (scores * (1 - weight)).scatter_add_(-1, said.clamp(max=scores.shape[-1] - 1), weight)
         confidence[part], pseudo_labels[part] = scores.max(-1)
     if shares is not None:
@@ -270,14 +257,71 @@ def teach(
     return sharing.total(pseudo_labels).long(), sharing.total(confidence)  # zeros where another process answers
 
 
-def cut_patches(images: np.ndarray, labels: np.ndarray, patches: list[HardPatch], grid: int) -> tuple[Tensor, Tensor]:
-    """Cut patches out of the data: ``(N, 3, h, w)`` and ``(N, h, w)`` uint8, ``h = H // grid``, ``w = W // grid``."""
-    pictures, maps = [], []
+class Patches(NamedTuple):
+    """Hard patches, cut out.
+
+    Attributes:
+        images: ``(M, 3, h, w)``.
+        train_ids: ``(M, h, w)``, of the box.
+        places: ``(M, 2)`` int64, row and column of each patch's upper left pixel where it is pasted.
+    """
+
+    images: Tensor
+    train_ids: Tensor
+    places: Tensor
+
+
+def cut_patches(
+    images: np.ndarray, labels: np.ndarray, patches: list[HardPatch], grid: int, frame: tuple[int, int] | None = None
+) -> Patches:
+    """Cut patches out of the data.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8.
+        labels: ``(N, H, W)`` uint8 train ids.
+        patches: which.
+        grid: cells per side.
+        frame: (height, width) of the images that they are to be pasted into: they get twice the size of a cell of the
+            frame, so that a network sees what is in them, about their cell's middle and inside the frame. None: they
+            stay as they are.
+
+    Returns:
+        uint8 patches of ``H // grid`` x ``W // grid`` pixels, or of twice the frame's cells.
+    """
+    size, pictures, maps, places = labels.shape[1:], [], [], []
     for image, row, column, _ in patches:
-        rows, columns = cell(*labels.shape[1:], row, column, grid)
-        pictures.append(torch.from_numpy(np.array(images[image, rows, columns])).permute(2, 0, 1))
-        maps.append(torch.from_numpy(np.array(labels[image, rows, columns])))
-    return torch.stack(pictures), torch.stack(maps)
+        rows, columns = cell(*size, row, column, grid)
+        picture = torch.from_numpy(np.array(images[image, rows, columns])).permute(2, 0, 1)
+        train_ids = torch.from_numpy(np.array(labels[image, rows, columns]))
+        place = [rows.start, columns.start]
+        if frame is not None:
+            large = [min(2 * (side // grid), side) for side in frame]
+            picture = T.resize(picture, large, antialias=True)
+            train_ids = T.resize(train_ids[None], large, interpolation=T.InterpolationMode.NEAREST_EXACT)[0]
+            middles = [(k + 0.5) * (side // grid) for k, side in zip((row, column), frame, strict=True)]
+            corners = [int(m - n / 2) for m, n in zip(middles, large, strict=True)]
+            place = [min(max(c, 0), side - n) for c, side, n in zip(corners, frame, large, strict=True)]
+        places.append(place)
+        pictures.append(picture)
+        maps.append(train_ids)
+    return Patches(torch.stack(pictures), torch.stack(maps), torch.tensor(places))
+
+
+def paste(tensor: Tensor, patches: Tensor, places: Tensor) -> Tensor:
+    """Lay the first patch over the first sample of a batch, and so on; samples without a patch stay.
+
+    Args:
+        tensor: ``(N, C, H, W)`` or ``(N, H, W)``.
+        patches: ``(M, C, h, w)`` or ``(M, h, w)``, M at most N.
+        places: ``(M, 2)``, see :class:`Patches`.
+
+    Returns:
+        A new tensor.
+    """
+    pasted, (h, w) = tensor.clone(), patches.shape[-2:]
+    for i, (patch, (row, column)) in enumerate(zip(patches, places.tolist(), strict=True)):
+        pasted[i, ..., row : row + h, column : column + w] = patch
+    return pasted
 
 
 @dataclass(frozen=True)
@@ -291,7 +335,9 @@ class SelfDistillation:
         confidence: "probability", or "logit", the published code's fault.
         confidence_threshold: see :func:`consistency_loss`.
         consistency_weight: "image" or "pixel", see :func:`consistency_loss`.
-        hard_patch_weight: of the hard patches' loss.
+        hard_patch_weight: of the loss of hard patches that stand alone.
+        box_share: of the box's labels beside the teacher's, see :func:`teach`.
+        paste_patches: lay them over the mixed images, one on each, at their own place; False: they stand alone.
     """
 
     mix_images: bool = True
@@ -303,6 +349,8 @@ class SelfDistillation:
     confidence_threshold: float = 0.968
     consistency_weight: str = "image"
     hard_patch_weight: float = 0.1
+    paste_patches: bool = False
+    box_share: float = 0.0
 
 
 class Mixed(NamedTuple):
@@ -324,17 +372,26 @@ class Mixed(NamedTuple):
 
 
 def mix_batch(
-    images: Tensor, pseudo_labels: Tensor, confidence: Tensor, recipe: SelfDistillation, generator: torch.Generator
+    images: Tensor,
+    pseudo_labels: Tensor,
+    confidence: Tensor,
+    recipe: SelfDistillation,
+    generator: torch.Generator,
+    pasted: Patches | None = None,
 ) -> Mixed:
-    """SpatialMix of a whole batch, and all its draws.
+    """SpatialMix of a whole batch, hard patches laid over it, and all its draws.
 
     Images, labels and confidences share one draw of cuts, and one coin that mirrors the whole batch. Only the
-    image is jittered and blurred later.
+    image is jittered and blurred later. A pasted label counts as sure, an ignored one as unsure.
     """
     cuts = draw_cuts(len(images), *images.shape[-2:], recipe.position_beta, generator)
     mixed = [images, pseudo_labels, confidence]
     if recipe.mix_images:
         mixed = [spatial_mix(tensor, cuts) for tensor in mixed]
+    if pasted is not None:
+        sure = (pasted.train_ids != 255).float()
+        values = (pasted.images, pasted.train_ids, sure)
+        mixed = [paste(tensor, patches, pasted.places) for tensor, patches in zip(mixed, values, strict=True)]
     if coin(0.5, generator):
         mixed = [tensor.flip(-1) for tensor in mixed]
     changes = draw_changes(len(images), recipe.jitter, recipe.jitter_probability, recipe.blur_probability, generator)
@@ -355,31 +412,33 @@ def cross_domain_step(
 
     Args:
         student: trained.
-        images: ``(N, 3, H, W)`` float in [0, 1]; of several processes each hands over images of its own.
+        images: ``(N, 3, H, W)`` float in [0, 1].
         train_ids: ``(N, H, W)`` int64; 255 is ignored.
         weights, smoothing: see :func:`label_loss`.
-        sharing: the parts, and how to sum over processes.
+        sharing: which images this process computes, in how many parts. Where each process has images of its own, rank
+            0 of 1 and a total over the processes.
 
     Yields:
         A scalar for each part; their sum over parts and processes is the mean over the labelled pixels of all images.
         Call ``backward`` on each before the next is taken: memory then holds one part.
     """
-    count = sharing.total(pixel_weight(train_ids, weights)).clamp(min=1e-12)
-    for part in sharing.slices(len(images)):
+    parts = sharing.slices(len(images))
+    own = sum((pixel_weights(train_ids[part], weights).sum() for part in parts), torch.zeros((), device=images.device))
+    count = sharing.total(own).clamp(min=1e-12)
+    for part in parts:
         loss = label_loss(student(images[part]), train_ids[part], weights, smoothing)
-        yield loss * pixel_weight(train_ids[part], weights) / count
+        yield loss * pixel_weights(train_ids[part], weights).sum() / count
 
 
 def self_distillation_step(
     student: nn.Module,
     teacher: nn.Module,
     images: Tensor,
-    hard: tuple[Tensor, Tensor] | None,
+    train_ids: Tensor,
+    hard: Patches | None,
     recipe: SelfDistillation,
     generator: torch.Generator,
     shares: ClassShares | None = None,
-    votes: tuple[Tensor, Tensor] | None = None,
-    temperature: float = 1.0,
     sharing: Sharing = ALONE,
 ) -> Iterator[Tensor]:
     """One step of stage 2, up to its losses: the student says on mixed images what the teacher says on clean ones.
@@ -388,28 +447,29 @@ def self_distillation_step(
         student: trained.
         teacher: its average.
         images: ``(N, 3, H, W)`` float in [0, 1], target images: the whole batch, in every process.
-        hard: ``(M, 3, h, w)`` float patches and ``(M, h, w)`` int64 pseudo labels of the box; None without patches.
+        train_ids: ``(N, H, W)`` int64, the box's labels of them; 255 where there are none. Read with a box_share alone.
+        hard: patches, float in [0, 1] and int64; None without patches. To be pasted, at most N.
         recipe: what stage 2 is told.
         generator: source of all randomness, on the CPU; the same in every process.
-        shares, votes: the teacher's class shares and the box's votes, see :func:`teach`.
-        temperature: of the teacher's and the student's logits.
+        shares: the teacher's class shares, see :func:`teach`.
         sharing: which images and patches this process computes, in how many parts.
 
     Yields:
         A scalar for each part of the images, then of the patches; their sum over parts and processes is the step's
         loss. Call ``backward`` on each before the next is taken: memory then holds one part.
     """
-    pseudo_labels, confidence = teach(teacher, images, recipe.confidence, shares, votes, temperature, sharing)
-    mixed = mix_batch(images, pseudo_labels, confidence, recipe, generator)
+    pseudo_labels, confidence = teach(teacher, images, recipe.confidence, shares, train_ids, recipe.box_share, sharing)
+    pasted, apart = (hard, None) if recipe.paste_patches else (None, hard)
+    mixed = mix_batch(images, pseudo_labels, confidence, recipe, generator, pasted)
     for part in sharing.slices(len(images)):
         seen = jitter_and_blur(mixed.images[part], mixed.changes.of(part))
-        logits, sure = student(seen).float() / temperature, mixed.confidence[part]
+        logits, sure = student(seen), mixed.confidence[part]
         loss = consistency_loss(
             logits, mixed.pseudo_labels[part], sure, recipe.confidence_threshold, recipe.consistency_weight
         )
         yield loss * len(seen) / len(images)
-    patches, train_ids = hard if hard is not None else ((), ())
+    patches, said = apart[:2] if apart is not None else ((), ())
     for part in sharing.slices(len(patches)):
-        loss = label_loss(student(patches[part]).float() / temperature, train_ids[part])
-        share = pixel_weight(train_ids[part]) / pixel_weight(train_ids).clamp(min=1)
+        loss = label_loss(student(patches[part]), said[part])
+        share = pixel_weights(said[part]).sum() / pixel_weights(said).sum().clamp(min=1)
         yield recipe.hard_patch_weight * loss * share

@@ -88,19 +88,48 @@ def rare_classes(
     return sorted(rare)
 
 
+def rarely_seen(
+    pseudo_labels: Iterable[np.ndarray], num_classes: int, most: float = 0.5, least: float = 1e-3
+) -> list[int]:
+    """The classes that few images hold.
+
+    A thin class that is in every image, as poles are, needs no patches: every batch has it. One that is in few is what
+    a network forgets.
+
+    Args:
+        pseudo_labels: ``(H, W)`` integer maps of train ids; ``num_classes`` and above are ignored.
+        num_classes: number of classes.
+        most: share of the images that may hold a rare class, 0 .. 1.
+        least: share of an image's pixels from which on it holds a class: less is often a mistake of the box.
+
+    Returns:
+        Train ids in rising order; a class that no image holds is absent, not rare.
+    """
+    held, images = np.zeros(num_classes, np.int64), 0
+    for labels in pseudo_labels:
+        labels = np.asarray(labels).ravel()
+        counts = np.bincount(labels[labels < num_classes], minlength=num_classes)
+        held += counts >= max(least * labels.size, 1)
+        images += 1
+    return np.flatnonzero((held > 0) & (held <= most * images)).tolist()
+
+
 def cell(height: int, width: int, row: int, column: int, grid: int = 4) -> tuple[slice, slice]:
     """Rows and columns of a grid cell: ``height // grid`` x ``width // grid`` pixels, the same for every cell."""
     h, w = height // grid, width // grid
     return slice(row * h, (row + 1) * h), slice(column * w, (column + 1) * w)
 
 
-def mine(pseudo_labels: Iterable[np.ndarray], rare_classes: Sequence[int], grid: int = 4) -> list[HardPatch]:
+def mine(
+    pseudo_labels: Iterable[np.ndarray], rare_classes: Sequence[int], grid: int = 4, least: float = 0.0
+) -> list[HardPatch]:
     """List the cells of a ``grid`` x ``grid`` partition whose pseudo labels hold a rare class.
 
     Args:
         pseudo_labels: ``(H, W)`` integer maps of train ids, one per image.
         rare_classes: train ids to look for.
         grid: cells per side.
+        least: share of a cell's pixels that a class needs to count, 0 .. 1; 0: one pixel, as published.
 
     Returns:
         ``(image, row, column, classes)``, sorted. Pixels beyond ``grid * (H // grid)`` rows or
@@ -119,7 +148,8 @@ def mine(pseudo_labels: Iterable[np.ndarray], rare_classes: Sequence[int], grid:
             raise ValueError(f"grid is {grid}, but image {image} has {height} x {width} pixels")
         h, w = height // grid, width // grid
         cells = labels[: h * grid, : w * grid].reshape(grid, h, grid, w)
-        present = np.stack([(cells == c).any(axis=(1, 3)) for c in wanted] or [np.zeros((grid, grid), bool)])
+        needed = max(least * h * w, 1)
+        present = np.stack([(cells == c).sum((1, 3)) >= needed for c in wanted] or [np.zeros((grid, grid), bool)])
         for row, column in np.argwhere(present.any(axis=0)).tolist():
             classes = tuple(c for c, here in zip(wanted, present[:, row, column], strict=False) if here)
             patches.append(HardPatch(image, row, column, classes))

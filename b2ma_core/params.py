@@ -33,14 +33,20 @@ PUBLISHED = {
     "weight_decay": 0.0,
     "warmup_steps": 0,
     "random_scale": [1.0, 1.0],
+    "predict_scale": 1.0,
+    "average_weights": False,
     "target_jitter": 0.0,
     "stage1_class_weights": "none",
     "stage1_label_smoothing": 0.0,
+    "stage1_mix": False,
+    "mix_images": True,
     "target_noise": 0.0,
-    "stage2_calibration": False,
     "share_alignment": 0.0,
-    "teacher_votes": 0.0,
+    "teacher_box_share": 0.0,
     "hard_patch_draw": "patch",
+    "paste_patches": False,
+    "rare_by": "pixels",
+    "stage2_views": False,
     "confidence_threshold": 0.968,
     "confidence": "logit",  # fault: compared with a threshold for probabilities
     "teacher_mode": "train",  # fault: statistics of the batch
@@ -104,6 +110,10 @@ class Params(BaseModel):
     vote_exponent: NotNegative = (
         4.0  # an answer counts (its agreement with most answers to the image) ** this; 0: all alike
     )
+    plain_agreement: NotNegative = (
+        0.85  # the plain answers are the labels where they agree with the votes on this share
+    )
+    # of a part's pixels, else the votes; 0: always the plain ones, above 1: always the votes
     box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
     source_network: str = "deeplab_small"
     source_start: str = "scratch"  # scratch | imagenet | a weights file
@@ -125,7 +135,14 @@ class Params(BaseModel):
     weight_decay: NotNegative = 1.0e-4  # adam has it in the gradient
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     crop: Size | None = None  # None: the image's size
-    random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.25]
+    backbone_rate: Positive = 1.0  # learning rate of all but the head, as a share; a pretrained network wants less
+    random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 2.0]
+    predict_scale: Annotated[float, Field(ge=1, le=4)] = (
+        1.5  # students see images enlarged so; the mean of random_scale
+    )
+    average_weights: bool = (
+        True  # a training gives the mean of its weights (the teacher); False: the last, as published
+    )
     source_jitter: Share = 0.25  # colour jitter and blur of the source model's training
     target_jitter: Share = 0.25  # the same of stage 1 and the oracle
     target_noise: Share = 0.05  # largest standard deviation of pixel noise in stage 1 and the oracle (published 0)
@@ -135,23 +152,24 @@ class Params(BaseModel):
     stage1_learning_rate: Positive = 2.0e-3
     stage1_class_weights: Literal["none", "sqrt"] = "sqrt"  # sqrt: 1 / sqrt(frequency in the pseudo labels)
     stage1_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    stage1_mix: bool = True  # SpatialMix of images and pseudo labels (published False)
 
     # --- stage 2: self-distillation
     rounds: Annotated[int, Field(ge=0)] = 2
     stage2_steps: Count = 200
     stage2_learning_rate: Positive = 8.0e-4
-    stage2_calibration: bool = True  # logits by a temperature at which they are as sure as right by the pseudo labels
+    stage2_views: bool = True  # images are cut, enlarged and mirrored as in stage 1; False: whole, as published
     share_alignment: Share = 1.0  # how far the teacher's class shares are drawn to the pseudo labels' (published 0)
     share_exponent: Share = 0.8  # of the pseudo labels' shares; below 1 rare classes may be more than they are there
-    share_limit: Positive = 1.0  # largest change of a logit
-    teacher_votes: Share = 0.3  # weight of the box's votes beside the teacher's probabilities (published 0)
-    mix_images: bool = True  # SpatialMix; False: the student sees whole images, changed in colour alone
+    share_limit: Positive = 3.0  # largest change of a logit
+    teacher_box_share: Share = 0.3  # of the box's labels beside the teacher's probabilities (published 0)
+    mix_images: bool = False  # SpatialMix in stage 2 (published True); False: the student sees images changed in colour
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     mix_jitter: Share = 0.25
     mix_jitter_probability: Share = 0.8
     mix_blur_probability: Share = 0.5
     ema_alpha: Share = 0.99
-    confidence_threshold: float = 0.7  # published 0.968; 0.7 was set before stage2_calibration
+    confidence_threshold: float = 0.7  # published 0.968
     confidence: Literal["probability", "logit"] = "probability"  # logit: the published fault
     consistency_weight: Literal["image", "pixel"] = "image"  # one weight an image (published), or one a pixel
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the published fault
@@ -159,9 +177,13 @@ class Params(BaseModel):
     student_batch_norm: Literal["frozen", "batch"] = "frozen"  # batch: the published fault
     hard_patch_weight: NotNegative = 0.1
     hard_patch_batch: Count = 8
+    paste_patches: bool = True  # enlarged, over the mixed images, at their own place; False: alone, as published
     hard_patch_draw: Literal["class", "patch"] = "class"  # class: rare classes alike; patch: as published
     grid: Count = 4
     rare_classes: list[Annotated[int, Field(ge=0)]] | None = None  # None: found from the labels
+    rare_by: Literal["images", "pixels"] = (
+        "images"  # images: in few of them; pixels: as published, rare_k of each ranking
+    )
     rare_k: Count = 5
 
     # --- evaluation
@@ -206,8 +228,10 @@ class Params(BaseModel):
                     raise ValueError(f"{side}_{part}_images: MiniCity is endless, say how many scenes to draw")
                 if kind == "minicity" and split not in (None, "train", "val", "test"):
                     raise ValueError(f"{side}_{part}_split: MiniCity has train, val and test, got {split!r}")
-        if self.confidence == "logit" and self.teacher_votes > 0:
-            raise ValueError("teacher_votes: must be 0 with confidence 'logit', votes are added to probabilities")
+        if self.confidence == "logit" and self.teacher_box_share > 0:
+            raise ValueError(
+                "teacher_box_share: must be 0 with confidence 'logit', the box's labels are added to probabilities"
+            )
         if self.box == "folder" and not self.box_root:
             raise ValueError("box_root: box is 'folder', so name the folder of label PNGs here")
         if self.box == "model" and (self.box_label_space or self.box_label_map):

@@ -99,9 +99,9 @@ def studies(folder: Path, size: list[int], network: str) -> dict[str, dict]:
         "source_steps": 6, "stage1_steps": 6, "stage2_steps": 4, "oracle_steps": 4,
     }  # fmt: skip
     delivered = {"source_dataset": "none", "box": "folder", "box_root": str(folder / "delivered")}
-    # Whole images of the size that a CPU bears; 64 of them for the temperature would be most of the time.
+    # Whole images of the size that a CPU bears.
     paper = {"source_network": network, "target_network": network, "image_size": CROP,
-             "stage2_calibration": False, "target_val_images": 8}  # fmt: skip
+             "target_val_images": 8}  # fmt: skip
     return {
         "drill": {**shared, **delivered, "image_size": size, "crop": CROP, "oracle_steps": 0},
         "drill_paper": {**shared, **delivered, **paper},

@@ -80,9 +80,9 @@ from b2ma_core.augmentations import jitter_and_blur  # noqa: E402
 from b2ma_core.data import datasets  # noqa: E402
 from b2ma_core.distillation import (  # noqa: E402
     ClassShares,
+    Patches,
     SelfDistillation,
     Sharing,
-    box_votes,
     consistency_loss,
     ema_update,
     label_loss,
@@ -265,27 +265,21 @@ def mix(case: Case) -> Row:
 
 
 def teacher(case: Case) -> Row:
-    """Labels and confidences with class shares, votes and a temperature, in two steps."""
+    """Labels and confidences with class shares and the box's labels beside them, in two steps."""
     images, labels = batch(4, case.size)
     frequencies = datasets.class_frequencies(labels.numpy(), CLASSES)
-    votes = box_votes(labels.numpy().astype(np.uint8), None, 0.3)
     reference, model = pair(case.networks[-1], case.device)
     answers = []
     for network, device, tensor in ((model, case.device, on(case.device, images)), (reference, "cpu", images)):
         shares = ClassShares(frequencies, 1.0, 0.8, 1.0).to(device)
         with exact_float32():
-            said = [teach(network, part, "probability", shares, votes_of(votes, i), 0.7)
-                    for i, part in enumerate(tensor.split(2))]  # fmt: skip
+            said = [teach(network, part, "probability", shares, on(device, ids), 0.3)
+                    for part, ids in zip(tensor.split(2), labels.split(2), strict=True)]  # fmt: skip
         answers.append([*(torch.cat(parts).cpu() for parts in zip(*said, strict=True)), shares.running.cpu()])
     (ids, sure, running), (true_ids, true_sure, true_running) = answers
     found = {"other labels": float((ids != true_ids).float().mean()), "confidence": apart(sure, true_sure),
              "class shares": apart(running, true_running)}  # fmt: skip
     return within(found, 1e-3)
-
-
-def votes_of(votes: tuple[Tensor, Tensor], part: int) -> tuple[Tensor, Tensor]:
-    """The votes of a batch's first or second pair of images."""
-    return tuple(values[2 * part : 2 * part + 2] for values in votes)
 
 
 def average(case: Case) -> Row:
@@ -305,21 +299,25 @@ def average(case: Case) -> Row:
     return within({"weights and buffers": apart(networks[case.device], networks[torch.device("cpu")])}, 1e-6)
 
 
+RECIPE = SelfDistillation(confidence_threshold=0.1, box_share=0.3)
+
+
 def self_distillation(case: Case) -> Row:
-    """A step of stage 2, SpatialMix, votes, shares and hard patches included: the loss, and gradients in 1 and 4
-    parts."""
+    """A step of stage 2, SpatialMix, the box's labels, class shares and hard patches included: the loss, and gradients
+    in 1 and 4 parts."""
     images, labels = batch(4, case.size)
     rows, columns = (side // 4 for side in case.size)
     name, frequencies = case.networks[-1], datasets.class_frequencies(labels.numpy(), CLASSES)
-    votes = box_votes(labels.numpy().astype(np.uint8), None, 0.3)
     reference, _ = pair(name, torch.device("cpu"))
 
     def step(network: nn.Module, device: torch.device, images: Tensor, sharing: Sharing) -> Tensor:
-        hard = images[:3, :, -rows:, :columns], labels[:3, -rows:, :columns].to(device)
-        shares, recipe = ClassShares(frequencies, 1.0, 0.8, 1.0).to(device), SelfDistillation(confidence_threshold=0.1)
+        hard = Patches(
+            images[:3, :, -rows:, :columns], labels[:3, -rows:, :columns].to(device), torch.zeros(3, 2).long()
+        )
+        shares, recipe = ClassShares(frequencies, 1.0, 0.8, 1.0).to(device), RECIPE
         total = torch.zeros((), device=device)
-        for loss in self_distillation_step(network, make_teacher(network), images, hard, recipe,
-                                           generator_for(0, "mix", 0), shares, votes, 0.7, sharing):  # fmt: skip
+        for loss in self_distillation_step(network, make_teacher(network), images, labels.to(device), hard, recipe,
+                                           generator_for(0, "mix", 0), shares, sharing):  # fmt: skip
             loss.backward()
             total += loss.detach()
         return total

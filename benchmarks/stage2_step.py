@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from b2ma_core import minicity
-from b2ma_core.distillation import box_votes, ema_update, label_loss, make_teacher, self_distillation_step
+from b2ma_core.distillation import ema_update, label_loss, make_teacher, self_distillation_step
 from b2ma_core.files import PROJECT
 from b2ma_core.hard_patches import mine
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import Params, load_params
 from b2ma_core.study import stages
 from b2ma_core.study.records import peak_memory
-from b2ma_core.study.training import Batches, batch_indices, generator_for, in_precision, make_fabric, to_device
+from b2ma_core.study.training import Batches, generator_for, in_precision, make_fabric, to_device
 
 WARM_UP = 5  # steps that are not counted
 
@@ -49,7 +49,7 @@ def time_steps(params: Params, images: np.ndarray, labels: np.ndarray, steps: in
     student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
     teacher, shares = make_teacher(model), stages.class_shares(params, labels).to(fabric.device)
     answer = in_precision(teacher, fabric)
-    loaded = Batches(images, None, params, 0, "bench", False).from_step(0, steps + WARM_UP)
+    loaded = Batches(images, labels, params, 0, "bench", params.stage2_views).from_step(0, steps + WARM_UP)
 
     def finish(losses: Iterator[Tensor]) -> None:
         for loss in losses:
@@ -58,13 +58,12 @@ def time_steps(params: Params, images: np.ndarray, labels: np.ndarray, steps: in
         optimizer.zero_grad(set_to_none=True)
 
     def method(step: int) -> None:
-        batch = to_device(next(loaded)[0], fabric.device)
-        hard = stages.hard_batch(params, fabric.device, images, labels, groups, generator_for(0, "patches", step))
+        batch, train_ids = next(loaded)
+        batch, train_ids = to_device(batch, fabric.device), train_ids.to(fabric.device).long()
+        hard = stages.hard_batch(params, batch, images, labels, groups, generator_for(0, "patches", step))
         freeze_batch_norm(student.train())
-        chosen = batch_indices(len(images), params.batch_size, step, 0, "bench")
-        votes = box_votes(labels[chosen], None, params.teacher_votes)
         generator = generator_for(0, "mix", step)
-        finish(self_distillation_step(student, answer, batch, hard, recipe, generator, shares, votes))
+        finish(self_distillation_step(student, answer, batch, train_ids, hard, recipe, generator, shares))
         ema_update(teacher, model, step)
 
     def fixed(count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -72,16 +71,15 @@ def time_steps(params: Params, images: np.ndarray, labels: np.ndarray, steps: in
         return seen, torch.randint(classes, (count, *size), device=fabric.device)
 
     size = tuple(images.shape[1:3])
-    whole, patches = (
-        fixed(params.batch_size, size),
-        fixed(params.hard_patch_batch, tuple(s // params.grid for s in size)),
-    )
+    passes = [(1, fixed(params.batch_size, tuple(params.crop or size) if params.stage2_views else size))]
+    if not params.paste_patches:
+        passes.append((0.1, fixed(params.hard_patch_batch, tuple(s // params.grid for s in size))))
 
     def bare(step: int) -> None:
         with torch.no_grad():
-            answer(whole[0])
+            answer(passes[0][1][0])
         freeze_batch_norm(student.train())
-        finish(weight * label_loss(student(seen), ids) for weight, (seen, ids) in ((1, whole), (0.1, patches)))
+        finish(weight * label_loss(student(seen), ids) for weight, (seen, ids) in passes)
 
     times, memory = {"bare": [], "method": []}, {"bare": 0.0, "method": 0.0}
     for step in range(steps + WARM_UP):

@@ -31,17 +31,16 @@ PARAMS = PROJECT / "params"
 
 
 def test_an_arm_is_its_study_with_some_parameters_switched():
-    arm, study = load_params(PARAMS / "minicity+plain.yaml"), load_params(PARAMS / "minicity.yaml")
+    arm, study = load_params(PARAMS / "minicity+self.yaml"), load_params(PARAMS / "minicity.yaml")
     told = {line.split(":")[0] for line in arm.differences(study.model_dump())}
     assert told == {
         "study",
-        "stage2_calibration",
-        "mix_images",
+        "rounds",
         "hard_patch_weight",
         "share_alignment",
-        "teacher_votes",
+        "teacher_box_share",
     }
-    assert set(switched("minicity+plain")) == told - {"study"} and switched("minicity") == {}
+    assert set(switched("minicity+self")) == told - {"study"} and switched("minicity") == {}
     with pytest.raises(ParamsError, match="no arm 'plane'"):
         load_params(PARAMS / "minicity+plane.yaml")
 
@@ -87,7 +86,7 @@ def finished(study: str, seed: int, runs, rows: dict) -> Run:
 
 def test_an_arm_shares_what_was_made_before_and_never_the_source(tmp_path):
     origin = finished("minicity", 3, tmp_path, {})
-    for arm, shared in (("plain", {"labels", "stage1", "patches", "oracle"}), ("one_query", {"source", "oracle"})):
+    for arm, shared in (("plain", {"labels", "stage1", "patches", "oracle"}), ("two_queries", {"source", "oracle"})):
         run = Run(load_params(PARAMS / f"minicity+{arm}.yaml"), 3, tmp_path)
         branch(run)
         assert {p.name for p in run.folder.iterdir()} == shared | {"records"}
@@ -139,9 +138,9 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
 def test_parts_are_taken_out_of_the_whole(tmp_path):
     for seed, (whole, without) in enumerate([(0.42, 0.40), (0.51, 0.50)]):
         finished("minicity", seed, tmp_path, {"stage 1": {"miou": 0.3}, "round 1": {"miou": whole}})
-        finished("minicity+no_mix", seed, tmp_path, {"round 1": {"miou": without}})
+        finished("minicity+mix", seed, tmp_path, {"round 1": {"miou": without}})
     table = {"stage 1": [None, "stage 1"], "whole": [None, "round 1"]}
-    plan = {"table": table, "without": {"not run": ["plain", "round 1"], "no mix": ["no_mix", "round 1"]}}
+    plan = {"table": table, "without": {"not run": ["plain", "round 1"], "no mix": ["mix", "round 1"]}}
     rows = ablation_rows("minicity", plan, [0, 1], tmp_path)
     assert [(row["name"], row["against"]) for row in rows][1:] == [("whole", "above"), ("no mix", "the whole")]
     assert rows[2]["difference"][0] == pytest.approx(-0.015)
@@ -204,8 +203,8 @@ def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
     main("config", "camvid", "0,1", "source_jitter")
     assert capsys.readouterr().out == "study=camvid seeds=0,1 arms=source_jitter\n"
     main("config", "minicity", "-", "quick")
-    quick = "plain,calibrated,mix,mix_patches,mix_patches_alignment,no_mix,no_calibration"
-    assert capsys.readouterr().out == f"study=minicity seeds=0,1,2 arms={quick}\n"
+    quick = "self,box,plain,mix,mix_patches,published_patches"
+    assert capsys.readouterr().out == f"study=minicity seeds=0,1,2,3,4 arms={quick}\n"
     main("config", "minicity", "-")
     assert "published_stage1" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,19 +11,22 @@ from torch import nn
 from b2ma_core.augmentations import jitter_and_blur
 from b2ma_core.distillation import (
     ClassShares,
+    Patches,
     SelfDistillation,
     Sharing,
-    box_votes,
     class_weights,
     consistency_loss,
     cross_domain_step,
+    cut_patches,
     ema_update,
     label_loss,
     make_teacher,
     mix_batch,
+    paste,
     self_distillation_step,
     teach,
 )
+from b2ma_core.hard_patches import HardPatch
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import check_params
 
@@ -116,10 +120,10 @@ def test_the_teachers_logits_are_changed_by_the_steps_before_and_counted_unchang
 
 def test_logits_of_half_precision_are_made_float_before_anything_else():
     logits = (torch.randn(2, 5, 40, 40, generator=torch.Generator().manual_seed(0)) * 4).bfloat16()
-    votes = torch.zeros(2, 40, 40, dtype=torch.long), torch.full((2, 40, 40), 0.3)
+    said = torch.zeros(2, 40, 40, dtype=torch.long)
     shares = ClassShares(np.full(5, 0.2), 1.0, 1.0, 9.0)
-    labels, confidence = teach(lambda images: logits, torch.zeros(2, 3, 40, 40), "probability", shares, votes, 1.7)
-    scores = (logits.double() / 1.7).softmax(1) * 0.7
+    labels, confidence = teach(lambda images: logits, torch.zeros(2, 3, 40, 40), "probability", shares, said, 0.3)
+    scores = logits.double().softmax(1) * 0.7
     scores[:, 0] += 0.3
     assert torch.equal(labels, scores.argmax(1))
     torch.testing.assert_close(confidence.double(), scores.amax(1), atol=1e-6, rtol=0)
@@ -201,18 +205,39 @@ def test_frozen_statistics_stay_while_the_rest_trains():
     assert model.training
 
 
-def test_the_box_is_overruled_only_where_the_teacher_is_surer():
-    # Three pixels, worked by hand: the teacher says class 0 with probability 0.9, 0.6, 0.9; the box says class 1, by
-    # all, all and none of the votes.
+def test_the_box_is_overruled_only_where_the_teacher_is_sure():
+    # Three pixels, worked by hand: the teacher says class 0 with probability 0.9, 0.6, 0.9; the box says class 1, class 1
+    # and nothing.
     p = torch.tensor([0.9, 0.6, 0.9])
     logits = torch.stack([p, 1 - p]).log().view(1, 2, 1, 3)
-    said, shares = np.array([[[1, 1, 255]]], np.uint8), np.array([[[255, 255, 178]]], np.uint8)
-    images = torch.zeros(1, 3, 1, 3)
-    labels, confidence = teach(lambda _: logits, images, votes=box_votes(said, shares, 0.3))
+    said, images = torch.tensor([[[1, 1, 255]]]), torch.zeros(1, 3, 1, 3)
+    labels, confidence = teach(lambda _: logits, images, train_ids=said, box_share=0.3)
     assert labels.tolist() == [[[0, 1, 0]]]
     torch.testing.assert_close(confidence, torch.tensor([[[0.63, 0.58, 0.9]]]))  # 0.7 p, 0.7 (1 - p) + 0.3, p
-    assert box_votes(said, shares, 0.0) is None
-    assert box_votes(said, None, 0.5)[1].tolist() == [[[0.5, 0.5, 0.0]]]
+    labels, confidence = teach(lambda _: logits, images, train_ids=said)
+    assert labels.tolist() == [[[0, 0, 0]]]
+    torch.testing.assert_close(confidence, p.view(1, 1, 3))
+
+
+def test_patches_are_cut_as_they_are_or_enlarged_into_a_frame():
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 64, 3), dtype=np.uint8)
+    labels = np.arange(2 * 32 * 64, dtype=np.uint32).reshape(2, 32, 64).astype(np.uint8)
+    patches = [HardPatch(1, 0, 3, (1,)), HardPatch(0, 2, 1, (1,))]
+    alone = cut_patches(images, labels, patches, 4)
+    assert alone.places.tolist() == [[0, 48], [16, 16]]
+    assert np.array_equal(alone.train_ids[0], labels[1, :8, 48:])
+    assert np.array_equal(alone.images[1].permute(1, 2, 0), images[0, 16:24, 16:32])
+    for frame in ((32, 64), (16, 32)):
+        h, w = frame[0] // 4, frame[1] // 4
+        large = cut_patches(images, labels, patches, 4, frame)
+        assert large.images.shape == (2, 3, 2 * h, 2 * w)
+        # About the middle of their cells; the first, in a corner, as near to it as the frame has room.
+        assert large.places.tolist() == [[0, 2 * w], [2 * h - h // 2, w - w // 2]]
+        if frame == (32, 64):
+            assert np.array_equal(large.train_ids[1], alone.train_ids[1].numpy().repeat(2, 0).repeat(2, 1))
+        pasted = paste(torch.zeros(3, *frame, dtype=torch.uint8), large.train_ids, large.places)
+        assert torch.equal(pasted[0, : 2 * h, 2 * w :], large.train_ids[0]) and not pasted[0, :, : 2 * w].any()
+        assert not pasted[2].any()
 
 
 @pytest.mark.parametrize("count, parts, ranks", [(4, 1, 1), (4, 4, 1), (5, 2, 2), (3, 4, 2), (7, 3, 1), (11, 3, 3)])
@@ -226,17 +251,22 @@ def test_a_batch_is_shared_out_whole_and_evenly(count, parts, ranks):
 
 
 def problem():
-    """A step of stage 2 with all its parts: networks, four images, five patches (two half ignored), votes, shares."""
+    """A step of stage 2 with all its parts: networks, four images, five patches (two half ignored), labels, shares."""
     torch.manual_seed(0)
     student, teacher = (build_model("deeplab_small", 5) for _ in range(2))
     freeze_batch_norm(student)
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(4, 3, 32, 64, generator=generator)
-    hard = torch.rand(5, 3, 16, 16, generator=generator), torch.randint(0, 5, (5, 16, 16), generator=generator)
-    hard[1][:2, 8:] = 255
-    votes = torch.randint(0, 5, (4, 32, 64), generator=generator), torch.rand(4, 32, 64, generator=generator)
+    hard = Patches(
+        torch.rand(5, 3, 16, 16, generator=generator),
+        torch.randint(0, 5, (5, 16, 16), generator=generator),
+        torch.tensor([[0, 0], [16, 48], [3, 7], [0, 0], [0, 0]]),
+    )
+    hard.train_ids[:2, 8:] = 255
+    said = torch.randint(0, 5, (4, 32, 64), generator=generator)
+    said[:, :3] = 255
     shares = ClassShares(np.array([0.5, 0.2, 0.1, 0.1, 0.1]), 1.0, 0.8, 1.0)
-    return student, make_teacher(teacher), images, hard, votes, shares
+    return student, make_teacher(teacher), images, hard, said, shares
 
 
 def gradients(student, losses) -> tuple[torch.Tensor, float]:
@@ -247,30 +277,39 @@ def gradients(student, losses) -> tuple[torch.Tensor, float]:
     return torch.cat([p.grad.flatten() for p in student.parameters()]), total
 
 
-RECIPE = SelfDistillation(confidence_threshold=0.4, hard_patch_weight=0.5)
+RECIPE = SelfDistillation(confidence_threshold=0.4, hard_patch_weight=0.5, box_share=0.4)
 
 
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 1.0, 3.0])
+
+
+@pytest.mark.parametrize("pasted", [False, True])
 @pytest.mark.parametrize("parts", [1, 2, 4, 9])
-def test_a_step_in_parts_has_the_gradients_of_the_batch_by_a_plain_loop(parts):
-    student, teacher, images, hard, votes, shares = problem()
-    sharing = Sharing(parts)
+def test_a_step_in_parts_has_the_gradients_of_the_batch_by_a_plain_loop(parts, pasted):
+    student, teacher, images, hard, said, shares = problem()
+    sharing, recipe = Sharing(parts), replace(RECIPE, paste_patches=pasted)
+    if pasted:  # one on each image at the most
+        hard = Patches(*(values[:3] for values in hard))
     for seed in range(2):  # at the second step the shares change the teacher's logits
         change = shares.change().clone()
         student.zero_grad()
-        args = student, teacher, images, hard, RECIPE, torch.Generator().manual_seed(seed), shares, votes, 1.3, sharing
-        ours, loss = gradients(student, self_distillation_step(*args))
+        generator = torch.Generator().manual_seed(seed)
+        step = self_distillation_step(student, teacher, images, said, hard, recipe, generator, shares, sharing)
+        ours, loss = gradients(student, step)
 
         # The same by the images' whole logits: mixed first and reduced then, means taken at the end.
-        generator, logits = torch.Generator().manual_seed(seed), (teacher(images) / 1.3).permute(0, 2, 3, 1) + change
-        scores = (1 - votes[1][..., None]) * logits.softmax(-1) + votes[1][..., None] * F.one_hot(votes[0], 5)
-        mixed = mix_batch(images, scores.argmax(-1), scores.amax(-1), RECIPE, generator)
+        generator, logits = torch.Generator().manual_seed(seed), teacher(images).permute(0, 2, 3, 1) + change
+        weight = 0.4 * (said != 255)[..., None]
+        scores = (1 - weight) * logits.softmax(-1) + weight * F.one_hot(said.clamp(max=4), 5)
+        mixed = mix_batch(images, scores.argmax(-1), scores.amax(-1), recipe, generator, hard if pasted else None)
         seen = torch.cat(
             [jitter_and_blur(mixed.images[i : i + 1], mixed.changes.of(slice(i, i + 1))) for i in range(4)]
         )
-        entropy = F.cross_entropy(student(seen) / 1.3, mixed.pseudo_labels, reduction="none")
+        entropy = F.cross_entropy(student(seen), mixed.pseudo_labels, ignore_index=255, reduction="none")
         sure = (mixed.confidence >= 0.4).float().mean((1, 2))
         expected = (entropy.mean((1, 2)) * sure).mean()
-        expected = expected + 0.5 * F.cross_entropy(student(hard[0]) / 1.3, hard[1], ignore_index=255)
+        if not pasted:
+            expected = expected + 0.5 * F.cross_entropy(student(hard[0]), hard[1], ignore_index=255)
         student.zero_grad()
         theirs, _ = gradients(student, [expected])
         assert loss == pytest.approx(expected.item(), rel=1e-5) and (ours - theirs).norm() < 1e-5 * theirs.norm()
@@ -283,10 +322,14 @@ def test_stage_1_in_parts_has_the_gradients_of_the_batch(parts):
     student, _, images, _, _, _ = problem()
     labels = torch.randint(0, 5, (4, 32, 64), generator=torch.Generator().manual_seed(2))
     labels[0], labels[1, 5:] = 255, 255
-    weights = torch.tensor([0.5, 1.0, 2.0, 1.0, 3.0])
-    ours, loss = gradients(student, cross_domain_step(student, images, labels, weights, 0.1, Sharing(parts)))
+    ours, loss = gradients(student, cross_domain_step(student, images, labels, WEIGHTS, 0.1, Sharing(parts)))
     student.zero_grad()
-    expected = F.cross_entropy(student(images), labels, weights, ignore_index=255, label_smoothing=0.1)
+    log_p, total, weight = student(images).log_softmax(1), 0.0, 0.0
+    for n, h, w in (labels != 255).nonzero().tolist():  # smoothing is alike for all classes, the weight is the label's
+        p, label = log_p[n, :, h, w], labels[n, h, w]
+        total = total - WEIGHTS[label] * (0.9 * p[label] + 0.1 * p.mean())
+        weight += WEIGHTS[label].item()
+    expected = total / weight
     theirs, _ = gradients(student, [expected])
     assert loss == pytest.approx(expected.item(), rel=1e-5) and (ours - theirs).norm() < 1e-5 * theirs.norm()
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from b2ma_core.hard_patches import cell, class_statistics, draw_patches, holders, mine, rare_classes
+from b2ma_core.hard_patches import cell, class_statistics, draw_patches, holders, mine, rare_classes, rarely_seen
 
 
 def test_mining_a_hand_worked_map():
@@ -65,3 +65,24 @@ def test_drawing_gives_rare_classes_alike_and_repeats_with_its_generator():
     drawn = [draw_patches(by_class, 300, torch.Generator().manual_seed(3)) for _ in range(2)]
     assert drawn[0] == drawn[1]
     assert 110 < sum(2 in patch.classes for patch in drawn[0]) < 190
+
+
+def test_a_class_is_rarely_seen_if_few_images_hold_enough_of_it():
+    maps = [np.zeros((20, 50), np.uint8) for _ in range(4)]  # 1000 pixels: 0.1% is one
+    for m in maps:
+        m[0, :2] = 1  # in every image
+    maps[0][1, :9], maps[1][1, :9] = 2, 2  # in two of four
+    for m in maps[:3]:
+        m[2, :9] = 3  # in three
+    maps[3][3, 0], maps[2][5] = 4, 255
+    assert rarely_seen(maps, 6) == [2, 4]
+    assert rarely_seen(maps, 6, least=2e-3) == [2]
+    assert rarely_seen(maps, 6, most=0.75) == [2, 3, 4]
+    assert rarely_seen([], 6) == []
+
+
+def test_a_cell_counts_from_a_share_of_its_pixels_on():
+    labels = np.zeros((16, 16), np.uint8)
+    labels[0, :2], labels[0, 8] = 5, 5
+    assert [p[1:3] for p in mine([labels], [5], grid=2)] == [(0, 0), (0, 1)]
+    assert [p[1:3] for p in mine([labels], [5], grid=2, least=2 / 64)] == [(0, 0)]

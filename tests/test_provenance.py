@@ -90,19 +90,19 @@ def test_the_digest_of_code_passes_over_comments_and_sees_whatever_a_stage_leads
         assert code == 0, output
         return json.loads(output)
 
-    first, path = digests(), tmp_path / "b2ma_core" / "spatial_mix.py"
+    first, path = digests(), tmp_path / "b2ma_core" / "hard_patches.py"
     text = path.read_text()
-    assert "spatial_mix" not in first[0] and "spatial_mix" in first[1] and "report.figures" not in first[1]
+    assert "hard_patches" not in first[0] and "hard_patches" in first[1] and "report.figures" not in first[1]
     path.write_text(
         '"""Another docstring."""\n# a comment\n' + text.split('"""', 2)[2].replace('    """', '    """So: ', 1)
     )
     assert digests() == first
-    path.write_text(text.replace("def spatial_mix(", "OTHER = 1\n\n\ndef spatial_mix("))
+    path.write_text(text.replace("def cell(", "OTHER = 1\n\n\ndef cell("))
     assert digests() == first  # nothing uses it
-    position = text.index("return", text.index("def spatial_mix("))
+    position = text.index("return", text.index("def cell("))
     path.write_text(text[:position] + "0\n    " + text[position:])
     second = digests()
-    assert second[0] == first[0] and {n for n in first[1] if first[1][n] != second[1][n]} == {"spatial_mix"}
+    assert second[0] == first[0] and {n for n in first[1] if first[1][n] != second[1][n]} == {"hard_patches"}
 
 
 def test_only_replaced_and_added_images_are_asked_again_and_removed_ones_leave(study, street_folder):

@@ -521,7 +521,7 @@ def test_the_trial_of_a_service_comes_before_all_training_and_not_after_the_answ
 
 
 def test_seeds_and_arms_share_the_answers_of_their_study(server, smoke_params, part, tmp_path):
-    for name, seed in (("client", 0), ("client", 1), ("client+one_query", 0)):
+    for name, seed in (("client", 0), ("client", 1), ("client+two_queries", 0)):
         params = service_study(smoke_params, server.address).model_copy(update={"study": name})
         run = Run(params, seed, tmp_path / "runs")
         labels = ask_for_labels(run, stages.open_box(run, tmp_path), part)

@@ -186,7 +186,7 @@ def test_the_published_recipe_trains_the_target_by_adam_without_warm_up_or_chang
     params = check_params({**values, "method": "published"}, "x")
     _, optimizer = stages._set_up(
         params, training.make_fabric(params), build_model("deeplab_small", 19), params.target_optimizer,
-        params.weight_decay,
+        params.weight_decay, params.backbone_rate,
     )  # fmt: skip
     assert type(optimizer.optimizer) is torch.optim.Adam and optimizer.param_groups[0]["weight_decay"] == 0
     assert (params.warmup_steps, params.random_scale, params.target_jitter, params.target_noise) == (0, [1, 1], 0, 0)
@@ -312,11 +312,14 @@ def test_sgd_gives_the_classifier_ten_times_the_rate_and_decays_as_a_polynomial(
     from b2ma_core.study.training import make_fabric, polynomial
 
     model = build_model("deeplab_small", 19)
-    _, optimizer = _set_up(smoke_params, make_fabric(smoke_params), model, "sgd", 5e-4)
+    _, optimizer = _set_up(smoke_params, make_fabric(smoke_params), model, "sgd", 5e-4, 1.0)
     body, classifier = optimizer.param_groups
     assert (body["factor"], classifier["factor"], body["momentum"], body["weight_decay"]) == (1, 10, 0.9, 5e-4)
     assert {id(p) for p in classifier["params"]} == {id(p) for p in model.head.parameters()}
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+    _, slower = _set_up(smoke_params, make_fabric(smoke_params), model, "adamw", 5e-4, 0.3)
+    assert [(g["factor"], len(g["params"])) for g in slower.param_groups] == [
+        (0.3, len(body["params"])), (1, len(classifier["params"]))]  # fmt: skip
     assert polynomial(0, 10, 2.0) == 2.0 and polynomial(5, 10, 2.0) == pytest.approx(2 * 0.5**0.9)
 
 

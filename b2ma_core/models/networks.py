@@ -74,8 +74,18 @@ class DeepLabSmall(nn.Module):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
+class Depthwise(nn.Conv2d):
+    """A depthwise convolution that a CPU computes in float32: its bf16 kernels take three times as long."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
 class DeepLabMobileNetV2(nn.Module):
-    """torchvision's MobileNetV2 at output stride 16 under the same head."""
+    """torchvision's MobileNetV2 at its own stride of 32, under the same head, joined with its map of stride 4."""
 
     def __init__(self, num_classes: int, imagenet: bool = False):
         super().__init__()
@@ -83,15 +93,11 @@ class DeepLabMobileNetV2(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         weights = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1 if imagenet else None
         features = torchvision.models.mobilenet_v2(weights=weights).features[:-1]  # the last 1x1 to 1280 is left out
-        for block in features[14:]:  # stride 32 -> 16: dilate instead of striding
-            for conv in block.modules():
-                if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
-                    if conv.stride == (2, 2):
-                        conv.stride = (1, 1)
-                    else:
-                        conv.dilation, conv.padding = (2, 2), (2, 2)
-        self.fine, self.deep = features[:4], features[4:]  # strides 4 and 16
-        self.head = ContextHead(320, 24, 128, num_classes, dilations=(1, 4, 8))
+        for conv in features.modules():
+            if isinstance(conv, nn.Conv2d) and conv.groups > 1:
+                conv.__class__ = Depthwise
+        self.fine, self.deep = features[:4], features[4:]
+        self.head = ContextHead(320, 24, 64, num_classes, dilations=(1, 2, 4))
 
     def forward(self, images: Tensor) -> Tensor:
         fine = self.fine((images - self.mean) / self.std)

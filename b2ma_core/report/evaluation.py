@@ -81,7 +81,7 @@ def predict_part(run: Run, part: Data, shown: Sequence[int]) -> np.ndarray:
     last = trainings(run.params)[row_names(run)[-1]]
     model = fabric.to_device(trained_model(run, "target", last, "student.safetensors"))
     for i, (name, size) in enumerate(zip(part.names, part.sizes, strict=True)):
-        labels = predict(model, fabric, part.images[i : i + 1], size)[0]
+        labels = predict(model, fabric, part.images[i : i + 1], size, run.params.predict_scale)[0]
         write_png(run.path("predictions", part.name, f"{name}.png"), labels)
         if i in shown:
             pictures[i] = _at(labels, part.images.shape[1:3])
@@ -114,7 +114,7 @@ def _score_apart(run: Run, name: str, parts: dict[str, Data], fabric: Fabric) ->
         return {split: _score_labels(read_labels(run, part, name == "votes"), part, classes)
                 for split, part in parts.items()}  # fmt: skip
     model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
-    return {split: score(model, fabric, part, classes) for split, part in parts.items()}
+    return {split: score(model, fabric, part, classes, run.params.predict_scale) for split, part in parts.items()}
 
 
 def _values(scores: ConfusionMatrix, space: LabelSpace) -> dict:
@@ -171,7 +171,8 @@ def _save_samples(run: Run, val: Data | None) -> None:
         samples["source-only"] = np.stack([_at(labels, size) for labels in answers])
     for name in {"stage 1": 0, row_names(run)[-1]: 0}:
         model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
-        samples[name.replace(" ", "_")] = predict(model, fabric, samples["target_image"])
+        seen = samples["target_image"]
+        samples[name.replace(" ", "_")] = predict(model, fabric, seen, None, run.params.predict_scale)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **samples)
     write_bytes(run.path("records", "samples.npz"), buffer.getvalue())

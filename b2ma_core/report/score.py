@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, help="weights of the target network")
     what.add_argument("--predictions", type=Path, help="folder of <image name>.png with train ids")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="with --checkpoint")
+    parser.add_argument("--scales", type=float, nargs="+", help="with --checkpoint; default: the study's predict_scale")
     parser.add_argument("--flip", action="store_true", help="with --checkpoint: the mirror image too")
     parser.add_argument("--out", type=Path, help="writes <out>.json, <out>.md and <out>.tex")
     parser.add_argument("--submission", type=Path, help="folder for label ids under the benchmark server's names")
@@ -119,10 +119,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Predict or read, score where there are labels, write what was asked for."""
     params = load_params(study_file(args.study))
+    if args.predictions and (args.scales or args.flip):
+        raise ValueError("--scales and --flip: belong to --checkpoint, predictions are scored as they are")
+    args.scales = args.scales or [params.predict_scale]
     if not all(0.1 <= scale <= 4 for scale in args.scales):
         raise ValueError(f"--scales: each must lie between 0.1 and 4, got {' '.join(f'{s:g}' for s in args.scales)}")
-    if args.predictions and (args.scales != [1.0] or args.flip):
-        raise ValueError("--scales and --flip: belong to --checkpoint, predictions are scored as they are")
     for folder, option in ((args.out and args.out.parent, "--out"), (args.submission, "--submission")):
         if folder:
             check_writable(folder, f"{option} goes there")

@@ -53,8 +53,10 @@ _DATA = ("label_space", "image_size", "world_seed", *(
      "label_space")))  # fmt: skip
 _DEVICE = ("accelerator", "devices", "precision", "compile")
 _TRAINING = ("label_space", "image_size", "batch_size", "accumulate", "crop", "evaluate_every", *_DEVICE)
-_STUDENT = ("target_network", "target_optimizer", "weight_decay", "warmup_steps")
-_TARGET = (*_STUDENT, "target_jitter", "target_noise", "random_scale", "stage1_learning_rate", "init")
+_STUDENT = ("target_network", "target_optimizer", "weight_decay", "warmup_steps", "backbone_rate", "random_scale",
+            "predict_scale", "average_weights", "ema_alpha")  # fmt: skip
+_TARGET = (*_STUDENT, "target_jitter", "target_noise", "stage1_learning_rate", "init")
+_STAGE1 = ("stage1_class_weights", "stage1_label_smoothing", "stage1_mix", "position_beta")
 DATA_PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
 _PARTS = DATA_PARTS[2:]
 
@@ -74,27 +76,29 @@ PIPELINE = (
     ),
     Stage(
         "stage1", "03_cross_domain", after=("data", "labels"), folder="stage1", start="init",
-        reads=(*_TRAINING, *_TARGET, "stage1_"),
+        reads=(*_TRAINING, *_TARGET, "stage1_steps", "plain_agreement", *_STAGE1),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_stage1",),
     ),
     Stage(
         "patches", "04_hard_patches", after=("data", "labels"), folder="patches",
-        reads=("label_space", "grid", "rare_"), code=("hard_patches",), computes=False,
+        reads=("label_space", "grid", "rare_", "plain_agreement"), code=("hard_patches",), computes=False,
     ),
     Stage(
         "stage2", "05_self_distill", after=("data", "labels", "stage1", "patches"), folder="stage2",
         reads=(*_TRAINING, *_STUDENT, "stage2_", "rounds", "share_", "teacher_", "mix_", "position_beta", "ema_",
-               "confidence", "confidence_threshold", "consistency_weight", "student_", "hard_patch_", "grid"),
+               "confidence", "confidence_threshold", "consistency_weight", "student_", "hard_patch_", "paste_patches",
+               "grid", "plain_agreement"),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_stage2",),
     ),
     Stage(
         "oracle", "06_evaluation", after=("data",), folder="oracle", start="init",
-        reads=(*_TRAINING, *_TARGET, "oracle_"),
+        reads=(*_TRAINING, *_TARGET, "oracle_", *_STAGE1),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_oracle",),
     ),
     Stage(
         "evaluation", "06_evaluation", after=("data", "labels", "stage1", "stage2", "oracle"), folder="predictions",
-        reads=("label_space", "rounds", "target_network", "box", "box_queries", "oracle_steps", "method", *_DEVICE),
+        reads=("label_space", "rounds", "target_network", "predict_scale", "box", "box_queries", "oracle_steps",
+               "method", *_DEVICE),
         data=_PARTS,  # a method is read as the parameters that it sets; the evaluation's record names it
         code=("report.evaluation.evaluate_run", "report.evaluation.predict_part"),
     ),

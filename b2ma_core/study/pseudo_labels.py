@@ -186,13 +186,29 @@ def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | Label
     return _read(run, data, f"{data.name}_votes" if votes else data.name, check)
 
 
+def plain_agreement(run: Run, data: Data) -> float | None:
+    """The share of a part's pixels on which the plain answers say what most answers say, 0 .. 1; None after one query.
+
+    A box that suits its images answers a changed view much as the image itself; votes then only blur its answers. A box
+    that is lost on them says something else to each view that suits it better. The labels alone tell which.
+    """
+    if not voted(run, data):
+        return None
+    pairs = zip(read_labels(run, data), read_labels(run, data, votes=True), strict=True)
+    same, pixels = np.sum([((plain == votes).sum(), plain.size) for plain, votes in pairs], axis=0)
+    return float(same / pixels)
+
+
 def read_pseudo_labels(run: Run, data: Data) -> np.ndarray:
-    """``(N, H, W)`` uint8: what the student learns from, the votes where the box was asked several times."""
-    return read_labels(run, data, votes=voted(run, data))
+    """``(N, H, W)`` uint8: what the student learns from. After several queries the plain answers where they agree with
+    the votes on the share ``plain_agreement`` of the part, else the votes."""
+    agreement = plain_agreement(run, data)
+    return read_labels(run, data, votes=agreement is not None and agreement < run.params.plain_agreement)
 
 
 def read_confidences(run: Run, data: Data) -> np.ndarray | None:
-    """``(N, H, W)`` uint8 confidences, 0 .. 255: the votes' shares or the owner's; None after a single query.
+    """``(N, H, W)`` uint8 confidences, 0 .. 255: the share of the votes for what most answers say, or the owner's; None
+    after a single query.
 
     Bytes as they are in the files: as floats, those of Cityscapes' training images would take four times the room.
     """

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from b2ma_core.augmentations import draw_changes, jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
-from b2ma_core.calibration import agreement_temperature
 from b2ma_core.data.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
     ClassShares,
+    Patches,
     SelfDistillation,
     Sharing,
-    box_votes,
     class_weights,
     cross_domain_step,
     cut_patches,
@@ -37,16 +36,16 @@ from b2ma_core.distillation import (
     self_distillation_step,
 )
 from b2ma_core.files import PROJECT, write_bytes
-from b2ma_core.hard_patches import HardPatch, draw_patches, holders
+from b2ma_core.hard_patches import HardPatch, draw_patches, holders, rare_classes, rarely_seen
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, base_study, check_params
 from b2ma_core.processes import PARENT, end_with_parent, run_command
+from b2ma_core.spatial_mix import draw_cuts, spatial_mix
 from b2ma_core.study.provenance import processor, training
-from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels
+from b2ma_core.study.pseudo_labels import read_pseudo_labels
 from b2ma_core.study.records import Run
 from b2ma_core.study.training import (
     Batches,
-    batch_indices,
     fit,
     generator_for,
     in_precision,
@@ -145,12 +144,14 @@ def stage1_weights(params: Params, pseudo_labels: np.ndarray) -> Tensor | None:
 
 
 def train_oracle(run: Run) -> dict:
-    """The reference: the target network on the target's own labels -> ``oracle/student.safetensors``."""
+    """The reference: the target network on the target's own labels, trained as stage 1 is ->
+    ``oracle/student.safetensors``. A weak reference would flatter the share of the gap that is closed."""
     params, data = run.params, load(run.params, "target_train")
     start = "scratch" if params.init == "source" else params.init
     return _train_on_labels(
         run, "oracle", new_model(run, "target", start), data.images, data.labels, params.oracle_steps,
         params.stage1_learning_rate, params.target_jitter, load(params, "target_val"), params.target_noise,
+        stage1_weights(params, data.labels), params.stage1_label_smoothing,
     )  # fmt: skip
 
 
@@ -158,6 +159,18 @@ def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
     """What keeps the teacher's class shares near those of the pseudo labels in stage 2."""
     frequencies = class_frequencies(pseudo_labels, num_classes(params))
     return ClassShares(frequencies, params.share_alignment, params.share_exponent, params.share_limit)
+
+
+def rare_of(params: Params, pseudo_labels: np.ndarray, confidences: np.ndarray | None) -> tuple[list[int], float]:
+    """The rare classes of a study, and the share of a cell's pixels that one needs to count."""
+    by_images = params.rare_by == "images"
+    if params.rare_classes is not None:
+        rare = params.rare_classes
+    elif by_images:
+        rare = rarely_seen(pseudo_labels, num_classes(params))
+    else:
+        rare = rare_classes(pseudo_labels, num_classes(params), confidences, params.rare_k)
+    return rare, 0.01 if by_images else 0.0
 
 
 def write_patches(run: Run, patches: Sequence[HardPatch]) -> None:
@@ -173,22 +186,6 @@ def read_patches(run: Run) -> list[HardPatch]:
     return [HardPatch(image, row, column, tuple(classes)) for image, row, column, classes in entries]
 
 
-def start_temperature(params: Params, fabric: Fabric, model: nn.Module, data: Data, pseudo_labels: np.ndarray) -> float:
-    """The temperature of a round, from the network that it starts with, on 64 images at most, evenly chosen.
-
-    Every fourth row and column says enough.
-    """
-    if not params.stage2_calibration:
-        return 1.0
-    chosen = data.evenly(64)
-    logits = []
-    with torch.no_grad(), fabric.autocast():
-        for i in range(0, len(chosen), 8):
-            images = torch.from_numpy(np.array(data.images[chosen[i : i + 8]])).permute(0, 3, 1, 2)
-            logits.append(model(to_device(images, fabric.device))[..., ::4, ::4].float().cpu())
-    return agreement_temperature(torch.cat(logits), torch.from_numpy(pseudo_labels[chosen, ::4, ::4]).long())
-
-
 def self_distillation_of(params: Params) -> SelfDistillation:
     """What a study tells the steps of stage 2."""
     return SelfDistillation(
@@ -196,6 +193,7 @@ def self_distillation_of(params: Params) -> SelfDistillation:
         jitter_probability=params.mix_jitter_probability, blur_probability=params.mix_blur_probability,
         confidence=params.confidence, confidence_threshold=params.confidence_threshold,
         consistency_weight=params.consistency_weight, hard_patch_weight=params.hard_patch_weight,
+        paste_patches=params.paste_patches, box_share=params.teacher_box_share,
     )  # fmt: skip
 
 
@@ -205,39 +203,38 @@ def train_stage2(run: Run, number: int) -> dict:
     data = load(params, "target_train")
     before = ("stage1",) if number == 1 else ("stage2", f"round-{number - 1}")
     model = trained_model(run, "target", *before, "student.safetensors").train()
-    labels, confidences = read_pseudo_labels(run, data), read_confidences(run, data)
+    labels = read_pseudo_labels(run, data)
     patches = read_patches(run) if params.hard_patch_weight > 0 else []
 
     fabric = _launched(params)
-    student, optimizer = _set_up(params, fabric, model, params.target_optimizer, params.weight_decay)
+    student, optimizer = _set_up(
+        params, fabric, model, params.target_optimizer, params.weight_decay, params.backbone_rate
+    )
     teacher = make_teacher(model)
+    result = teacher if params.average_weights else model
     shares = class_shares(params, labels).to(fabric.device)
-    temperature = start_temperature(params, fabric, teacher, data, labels)
     recipe, groups = self_distillation_of(params), patch_groups(params, patches)
     # Every process has the whole batch: an image is mixed with any other, whoever computes it.
     sharing = Sharing(params.accumulate, fabric.global_rank, fabric.world_size, _total(fabric))
-    batches = Batches(data.images, None, params, run.seed, stage, False)
+    batches = Batches(data.images, labels, params, run.seed, stage, params.stage2_views)
 
-    def losses_of(step: int, images: Tensor, _):
+    def losses_of(step: int, images: Tensor, train_ids: Tensor):
         student.train()
         if params.student_batch_norm == "frozen":
             freeze_batch_norm(student)
         teacher.train(params.teacher_mode == "train")
-        chosen = batch_indices(len(data), params.batch_size, step, run.seed, stage)
-        votes = box_votes(labels[chosen], None if confidences is None else confidences[chosen], params.teacher_votes)
         generator = generator_for(run.seed, f"{stage} patches", step)
-        hard = hard_batch(params, fabric.device, data.images, labels, groups, generator)
+        hard = hard_batch(params, images, data.images, labels, groups, generator)
         generator = generator_for(run.seed, f"{stage} mix", step)
-        return self_distillation_step(
-            student, in_precision(teacher, fabric), images, hard, recipe, generator, shares, votes, temperature, sharing
-        )
+        answer = in_precision(teacher, fabric)
+        return self_distillation_step(student, answer, images, train_ids, hard, recipe, generator, shares, sharing)
 
     return fit(
         fabric, {"student": model, "teacher": teacher, "shares": shares}, student, optimizer, losses_of, batches,
-        run.path(*stage.split("/")), steps=params.stage2_steps,
+        run.path(*stage.split("/")), steps=params.stage2_steps, result=result,
         after_step=lambda step: ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average"),
         rate=lambda step: learning_rate(step, params.stage2_steps, params.stage2_learning_rate, params.warmup_steps),
-        evaluate=_scorer(run, model, fabric, load(params, "target_val")),
+        evaluate=_scorer(run, result, fabric, load(params, "target_val"), params.predict_scale),
     )  # fmt: skip
 
 
@@ -247,15 +244,29 @@ def patch_groups(params: Params, patches: list[HardPatch]) -> dict[int, list[Har
 
 
 def hard_batch(
-    params: Params, device: torch.device, images: np.ndarray, labels: np.ndarray, groups: dict[int, list[HardPatch]],
+    params: Params, batch: Tensor, images: np.ndarray, labels: np.ndarray, groups: dict[int, list[HardPatch]],
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    """A step's hard patches, ``(M, 3, h, w)`` float and ``(M, h, w)`` int64; None where there are none."""
+) -> Patches | None:  # fmt: skip
+    """A step's hard patches, float and int64, to be pasted into the batch or to stand alone; None where there are
+    none."""
     if not groups:
         return None
-    drawn = draw_patches(groups, params.hard_patch_batch, generator)
-    patches, train_ids = cut_patches(images, labels, drawn, params.grid)
-    return to_device(patches, device), train_ids.to(device).long()
+    if not params.paste_patches:
+        patches = cut_patches(images, labels, draw_patches(groups, params.hard_patch_batch, generator), params.grid)
+    else:
+        drawn = draw_patches(groups, min(params.hard_patch_batch, len(batch)), generator)
+        patches = cut_patches(images, labels, drawn, params.grid, tuple(batch.shape[-2:]))
+    return Patches(to_device(patches.images, batch.device), patches.train_ids.to(batch.device).long(), patches.places)
+
+
+def mix_labelled(
+    params: Params, seed: int, stage: str, step: int, images: Tensor, train_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """SpatialMix of a batch of stage 1, one draw of cuts for images and pseudo labels: what the box says about an image
+    is then no longer learnt by heart with it."""
+    generator = generator_for(seed, f"{stage} mix", step)
+    cuts = draw_cuts(len(images), *images.shape[-2:], params.position_beta, generator)
+    return spatial_mix(images, cuts), spatial_mix(train_ids, cuts)
 
 
 def changed(images: Tensor, numbers: range, seed: int, stage: str, jitter: float, noise: float) -> Tensor:
@@ -283,32 +294,42 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     params = run.params
     fabric = _launched(params)
     owners = stage == "source"
-    kind, decay = params.target_optimizer, params.weight_decay
+    kind, decay, backbone_rate = params.target_optimizer, params.weight_decay, params.backbone_rate
     if owners:
-        kind, decay = params.source_optimizer, params.source_weight_decay
-    student, optimizer = _set_up(params, fabric, model, kind, decay)
+        kind, decay, backbone_rate = params.source_optimizer, params.source_weight_decay, 1.0
+    student, optimizer = _set_up(params, fabric, model, kind, decay, backbone_rate)
     weights = None if weights is None else weights.to(fabric.device)
-    # Each process loads the images that it computes, and all have as many parts.
     batch = (params.source_batch_size if owners else None) or params.batch_size
-    sharing = Sharing(min(params.accumulate, batch // fabric.world_size), total=_total(fabric))
+    mixed = params.stage1_mix and not owners
+    # A mix needs the whole batch in every process; else each loads the images that it computes. All have as many parts.
+    rank, ranks = fabric.global_rank, fabric.world_size
+    sharing = Sharing(min(params.accumulate, batch // ranks), *((rank, ranks) if mixed else (0, 1)), _total(fabric))
 
     def losses_of(step: int, images: Tensor, train_ids: Tensor):
         student.train()
-        seen = changed(images, batches.numbers(step), run.seed, stage, jitter, noise)
-        return cross_domain_step(student, seen, train_ids, weights, smoothing, sharing)
+        if mixed:
+            images, train_ids = mix_labelled(params, run.seed, stage, step, images, train_ids)
+        numbers = batches.numbers(step)
+        for part in sharing.slices(len(images)):
+            images[part] = changed(images[part], numbers[part], run.seed, stage, jitter, noise)
+        return cross_domain_step(student, images, train_ids, weights, smoothing, sharing)
 
     def rate(step: int) -> float:
         warmup = params.source_warmup_steps if owners else params.warmup_steps
         return polynomial(step, steps, peak) if kind == "sgd" else learning_rate(step, steps, peak, warmup)
 
     batches = Batches(
-        images, labels, params, run.seed, stage, True, fabric.global_rank, fabric.world_size,
-        batch, params.source_random_scale if owners else params.random_scale,
+        images, labels, params, run.seed, stage, True, *((0, 1) if mixed else (rank, ranks)), batch,
+        params.source_random_scale if owners else params.random_scale,
     )  # fmt: skip
+    modules, result, after_step = {"source" if owners else "student": model}, model, lambda step: None
+    if params.average_weights and not owners:
+        modules["average"] = result = make_teacher(model)
+        after_step = lambda step: ema_update(result, model, step, params.ema_alpha)  # noqa: E731
     return fit(
-        fabric, {"source" if owners else "student": model}, student, optimizer, losses_of, batches, run.path(stage),
-        steps=steps, rate=rate,
-        evaluate=_scorer(run, model, fabric, evaluate_on),
+        fabric, modules, student, optimizer, losses_of, batches, run.path(stage), steps=steps, rate=rate, result=result,
+        after_step=after_step,
+        evaluate=_scorer(run, result, fabric, evaluate_on, 1.0 if owners else params.predict_scale),
     )  # fmt: skip
 
 
@@ -322,20 +343,23 @@ def _total(fabric: Fabric) -> Callable[[Tensor], Tensor]:
     return lambda tensor: fabric.all_reduce(tensor, reduce_op="sum")
 
 
-def _set_up(params: Params, fabric: Fabric, model: nn.Module, optimizer: str, weight_decay: float):
+def _set_up(
+    params: Params, fabric: Fabric, model: nn.Module, optimizer: str, weight_decay: float, backbone_rate: float
+):
     """The network as the processes train it, and its optimizer. The weights are those of ``model`` itself."""
     model = model.to(fabric.device, memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model = compiled(model, fabric, params.image_size) if params.compile else model
-    if optimizer != "sgd":
-        kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-        return fabric.setup(model, kind(trained.values(), lr=0.0, weight_decay=weight_decay))
     classifier = [p for name, p in trained.items() if name.startswith(CLASSIFIERS)]
     body = [p for name, p in trained.items() if not name.startswith(CLASSIFIERS)]
-    groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
-    return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
+    if optimizer == "sgd":
+        groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
+        return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
+    groups = [{"params": body, "factor": backbone_rate}, {"params": classifier, "factor": 1}]
+    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
+    return fabric.setup(model, kind(groups, lr=0.0, weight_decay=weight_decay))
 
 
 def compiled(model: nn.Module, fabric: Fabric, size: Sequence[int]) -> nn.Module:
@@ -351,12 +375,12 @@ def compiled(model: nn.Module, fabric: Fabric, size: Sequence[int]) -> nn.Module
     return torch.compile(model)
 
 
-def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None) -> Callable[[], float] | None:
+def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None, scale: float) -> Callable[[], float] | None:
     """mIoU for the curve, on 100 images at most, evenly chosen; the evaluation takes all."""
     if data is None or data.labels is None:
         return None
     shown = data.of(data.evenly(100))
-    return lambda: score(model, fabric, shown, num_classes(run.params)).miou()
+    return lambda: score(model, fabric, shown, num_classes(run.params), scale).miou()
 
 
 def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:

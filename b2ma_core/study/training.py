@@ -218,6 +218,7 @@ def fit(
     *,
     steps: int,
     rate: Callable[[int], float],
+    result: nn.Module | None = None,
     after_step: Callable[[int], None] = lambda step: None,
     evaluate: Callable[[], float] | None = None,
 ) -> dict:
@@ -225,16 +226,17 @@ def fit(
 
     Args:
         fabric: device, precision, processes.
-        modules: all that the checkpoint keeps, by name; the first is trained and returned as ``<name>.safetensors``.
+        modules: all that the checkpoint keeps, by name; the first is trained.
         wrapped: the first module as ``fabric`` has set it up.
         optimizer: of the first module, set up by ``fabric``.
         losses_of: (step, images, train ids) -> losses of the parts of a batch, one after another, which sum, over
             processes too, to the step's loss: what the steps in :mod:`distillation` yield.
         batches: what the steps see.
-        folder: gets ``progress.pt`` meanwhile and ``<name>.safetensors``, ``best.safetensors``, ``history.json`` at
-            the end.
+        folder: gets ``progress.pt`` meanwhile and ``<name of the first>.safetensors``, ``best.safetensors``,
+            ``history.json`` at the end.
         steps: number of steps.
         rate: learning rate of a step.
+        result: what is scored and written; None: the first of the modules.
         after_step: called after each update, for the average teacher.
         evaluate: mIoU (0 .. 1) for the curve; None where there are no labels to score with. It steers nothing.
 
@@ -243,9 +245,10 @@ def fit(
     """
     params, progress = batches.params, folder / "progress.pt"
     with only_one(folder) if fabric.is_global_zero else nullcontext():
+        name, first = next(iter(modules.items()))
+        result = first if result is None else result
         if (folder / "history.json").is_file():
-            for name, module in modules.items():
-                load_weights(module, folder / f"{name}.safetensors")
+            load_weights(result, folder / f"{name}.safetensors")
             return json.loads((folder / "history.json").read_text())
         start, history, best = 0, {"loss": [], "miou": [], "best": None}, None
         if progress.is_file():
@@ -272,7 +275,7 @@ def fit(
                 history["miou"].append([done, evaluate()])
                 if best is None or history["miou"][-1][1] > history["best"][1]:
                     history["best"] = history["miou"][-1]
-                    best = {k: v.detach().cpu().clone() for k, v in next(iter(modules.values())).state_dict().items()}
+                    best = {k: v.detach().cpu().clone() for k, v in result.state_dict().items()}
             if done % params.save_every == 0 or done == steps:
                 history["loss"] += torch.stack(losses).tolist()
                 losses.clear()
@@ -280,8 +283,7 @@ def fit(
                 if fabric.is_global_zero:
                     _save(progress, done, modules, optimizer, history, best)
         if fabric.is_global_zero:
-            for name, module in modules.items():
-                save_weights(module.state_dict(), folder / f"{name}.safetensors")
+            save_weights(result.state_dict(), folder / f"{name}.safetensors")
             if best is not None:
                 save_weights(best, folder / "best.safetensors")
             write_json(folder / "history.json", history)  # last: says that all is there
@@ -315,29 +317,48 @@ def _over_processes(fabric: Fabric, operation: str, tensors: list[Tensor]) -> No
 
 
 @torch.no_grad()
-def predict(model: nn.Module, fabric: Fabric, images: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    """``(N, H, W, 3)`` uint8 images to ``(N, h, w)`` uint8 train ids; logits are brought to ``size`` first."""
+def predict(
+    model: nn.Module, fabric: Fabric, images: np.ndarray, size: tuple[int, int] | None = None, scale: float = 1.0
+) -> np.ndarray:
+    """What a network says to images.
+
+    Args:
+        model: the network; it answers in eval mode.
+        fabric: device and precision.
+        images: ``(N, H, W, 3)`` uint8 RGB.
+        size: (height, width) that the logits are brought to; None: the images'.
+        scale: the network sees the images enlarged so. One that learnt from enlarged views knows things at that size.
+
+    Returns:
+        ``(N, h, w)`` uint8 train ids.
+
+    Source of the scale: Touvron et al., Fixing the train-test resolution discrepancy (NeurIPS 2019).
+    """
     was_training = model.training
     model.eval()
-    answers = []
+    answers, size = [], size or images.shape[1:3]
+    seen = [round(side * scale) for side in images.shape[1:3]]
     for i in range(0, len(images), 8):
         batch = to_device(torch.from_numpy(np.array(images[i : i + 8])).permute(0, 3, 1, 2), fabric.device)
+        if scale != 1:
+            batch = nn.functional.interpolate(batch, seen, mode="bilinear", align_corners=False)
         with fabric.autocast():
             logits = model(batch).float()
         for one in logits.split(1):  # at 1024 x 2048 pixels the logits of eight images are 1.3 GB
-            if size is not None and tuple(size) != one.shape[-2:]:
+            if tuple(size) != one.shape[-2:]:
                 one = nn.functional.interpolate(one, size, mode="bilinear", align_corners=False)
             answers.append(one.argmax(1).to(torch.uint8).cpu().numpy())
     model.train(was_training)
     return np.concatenate(answers)
 
 
-def score(model: nn.Module, fabric: Fabric, data: Data, num_classes: int) -> ConfusionMatrix:
-    """Confusion matrix of a network on labelled data, at the labels' own size; each process scores its share."""
+def score(model: nn.Module, fabric: Fabric, data: Data, num_classes: int, scale: float = 1.0) -> ConfusionMatrix:
+    """Confusion matrix of a network on labelled data, at the labels' own size; each process scores its share. The
+    scale is that of :func:`predict`."""
     scores, own = ConfusionMatrix(num_classes), range(len(data))[fabric.global_rank :: fabric.world_size]
     for indices in data.batches(8, own):
         size = data.labels[indices[0]].shape
-        for i, said in zip(indices, predict(model, fabric, data.images[indices], size), strict=True):
+        for i, said in zip(indices, predict(model, fabric, data.images[indices], size, scale), strict=True):
             scores.update(said, np.array(data.labels[i]))  # one at a time: counting takes 40 bytes a pixel
     if fabric.world_size > 1:
         scores.matrix = fabric.all_reduce(scores.matrix.to(fabric.device), reduce_op="sum").cpu()
