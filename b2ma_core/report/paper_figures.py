@@ -13,8 +13,16 @@ from b2ma_core.report.figures import PALETTE
 COLUMN, PAGE = 3.3, 7.0  # widths in inches
 
 
-def pipeline_overview() -> Figure:
-    """The method as boxes and arrows: what stands on which side of the wall, and what crosses it."""
+def pipeline_overview(notebook: str | None = None) -> Figure:
+    """The method as boxes and arrows: what stands on which side of the wall, and what crosses it.
+
+    Args:
+        notebook: 02_pseudo_labels .. 05_self_distill, whose part of it is drawn strong; None: all of it is.
+    """
+    parts = {
+        "02_pseudo_labels": ("model", "images", "labels"), "03_cross_domain": ("labels", "stage1"),
+        "04_hard_patches": ("labels", "patches"), "05_self_distill": ("stage1", "patches", "teacher", "student"),
+    }  # fmt: skip
     figure, axis = plt.subplots(figsize=(PAGE, 2.2))
     axis.set(xlim=(0, 14), ylim=(0, 4))
     axis.set_axis_off()
@@ -23,17 +31,19 @@ def pipeline_overview() -> Figure:
         "model": (0.1, 0.5, "source model\n(black box)"),
         "images": (3.5, 2.5, "target images\nin several views"),
         "labels": (3.5, 0.5, "labels, votes,\nshare of votes"),
-        "stage1": (6.4, 0.5, "stage 1:\ncross-domain\ndistillation"),
+        "stage1": (6.4, 0.5, "stage 1: student\nof the labels,\nSpatialMix"),
         "patches": (6.4, 2.5, "hard patches\nmining"),
-        "teacher": (9.3, 2.5, "teacher: average,\nclean images"),
-        "student": (9.3, 0.5, "stage 2: student,\nSpatialMix"),
+        "teacher": (9.3, 2.5, "teacher:\nthe average,\nclean images"),
+        "student": (9.3, 0.5, "stage 2: student\nof the teacher,\npatches pasted"),
         "answer": (12.2, 0.5, "target\nnetwork"),
     }
     for name, (x, y, text) in boxes.items():
         color = PALETTE[1] if name in ("source", "model") else PALETTE[0]
-        box = FancyBboxPatch((x, y), 1.7, 1.0, "round,pad=0.08", facecolor=(*color, 0.18), edgecolor=color)
+        strong = notebook is None or name in parts[notebook]
+        box = FancyBboxPatch((x, y), 1.7, 1.0, "round,pad=0.08", facecolor=(*color, 0.18 if strong else 0.03),
+                             edgecolor=(*color, 1 if strong else 0.3))  # fmt: skip
         axis.add_patch(box)
-        axis.text(x + 0.85, y + 0.5, text, ha="center", va="center", fontsize=5.8)
+        axis.text(x + 0.85, y + 0.5, text, ha="center", va="center", fontsize=5.8, color="0.0" if strong else "0.6")
     arrows = [
         ((0.95, 2.4), (0.95, 1.6)), ((3.4, 2.7), (1.9, 1.3)), ((1.9, 0.9), (3.4, 0.9)), ((5.3, 1.0), (6.3, 1.0)),
         ((5.3, 1.4), (6.3, 2.7)), ((8.2, 1.0), (9.2, 1.0)), ((8.2, 2.7), (9.2, 1.4)), ((10.0, 2.4), (10.0, 1.6)),
