@@ -186,7 +186,7 @@ def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | Label
     return _read(run, data, f"{data.name}_votes" if votes else data.name, check)
 
 
-def plain_agreement(run: Run, data: Data) -> float | None:
+def agreement_with_votes(run: Run, data: Data) -> float | None:
     """The share of a part's pixels on which the plain answers say what most answers say, 0 .. 1; None after one query.
 
     A box that suits its images answers a changed view much as the image itself; votes then only blur its answers. A box
@@ -202,7 +202,7 @@ def plain_agreement(run: Run, data: Data) -> float | None:
 def read_pseudo_labels(run: Run, data: Data) -> np.ndarray:
     """``(N, H, W)`` uint8: what the student learns from. After several queries the plain answers where they agree with
     the votes on the share ``plain_agreement`` of the part, else the votes."""
-    agreement = plain_agreement(run, data)
+    agreement = agreement_with_votes(run, data)
     return read_labels(run, data, votes=agreement is not None and agreement < run.params.plain_agreement)
 
 
