@@ -411,7 +411,7 @@ def resume(case: Case, deterministic: bool = False) -> Row:
     with deterministic_algorithms(deterministic) as undetermined:
         for run in (whole, cut):
             stages.TRAININGS["stage2"](run, 1)
-    files = [[run.path("stage2", "round-1", f"{n}.safetensors").read_bytes() for n in ("student", "teacher", "shares")]
+    files = [[run.path("stage2", "round-1", f"{n}.safetensors").read_bytes() for n in ("student", "best")]
              for run in (whole, cut)]  # fmt: skip
     histories = [json.loads(run.path("stage2", "round-1", "history.json").read_text())["loss"] for run in (whole, cut)]
     furthest = max(abs(a - b) for a, b in zip(*histories, strict=True))
@@ -491,8 +491,10 @@ def paper_step(case: Case) -> Row:
 def paper_params(case: Case) -> Params:
     """The published study's, on drawn scenes; or small ones."""
     base, changes = "smoke", {"image_size": [64, 128]}
+    changes |= {"mix_images": True, "paste_patches": False, "stage2_views": False}  # the step as published
     if not case.small:
-        base, changes = "gta5_cityscapes", {"target_network": "deeplabv2_resnet101", "workers": 4}
+        base, changes = "gta5_cityscapes", {**changes, "target_network": "deeplabv2_resnet101", "workers": 4}
+        del changes["image_size"]
     return params_of(
         case, base, source_dataset="minicity", source_train_split="train", source_train_images=1, source_val_split=None,
         source_image_size=None, target_dataset="minicity", target_train_images=16, target_val_split=None,

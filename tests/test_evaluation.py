@@ -35,7 +35,8 @@ def finished(folder_params, street_folder, distinct_names, tmp_path, monkeypatch
 
 def test_joined_splits_are_scored_apart_and_together(finished):
     metrics, scores = evaluation.evaluate_run(finished, False)
-    answers = predict(finished.model, make_fabric(finished.params), finished.val.images, (64, 128))
+    scale = finished.params.predict_scale
+    answers = predict(finished.model, make_fabric(finished.params), finished.val.images, (64, 128), scale)
     for at, value in (
         (slice(0, 4), metrics["rows"]["stage 1"]["splits"]["train"]["miou"]),
         (slice(4, 6), metrics["rows"]["stage 1"]["splits"]["val"]["miou"]),
@@ -61,7 +62,8 @@ def test_each_image_is_scored_at_its_labels_own_size(finished, street_folder, tm
     expected, fabric = ConfusionMatrix(19), make_fabric(finished.params)
     for i, name in enumerate(val.names):
         labels = np.array(photo(street_folder / ("valannot" if i > 3 else "trainannot") / f"{name}.png"))
-        expected.update(predict(finished.model, fabric, val.images[i : i + 1], labels.shape)[0], labels)
+        scale = finished.params.predict_scale
+        expected.update(predict(finished.model, fabric, val.images[i : i + 1], labels.shape, scale)[0], labels)
     assert torch.equal(scores["stage 1"].matrix.sum(1), expected.matrix.sum(1))
     assert metrics["rows"]["stage 1"]["miou"] == pytest.approx(expected.miou(), abs=1e-3)
     evaluation.predict_part(finished, val, [0])

@@ -82,7 +82,7 @@ def a_step_of_two(rank, folder):
     """One of two processes: gradients of two steps of stage 2, each process in three parts at the most."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    student, teacher, images, hard, votes, shares = problem()
+    student, teacher, images, hard, said, shares = problem()
 
     def total(tensor):
         distributed.all_reduce(tensor)
@@ -91,20 +91,22 @@ def a_step_of_two(rank, folder):
     sharing, kept = Sharing(3, rank, 2, total), []
     for seed in range(2):
         student.zero_grad()
-        args = student, teacher, images, hard, RECIPE, torch.Generator().manual_seed(seed), shares, votes, 1.3, sharing
-        own, loss = gradients(student, self_distillation_step(*args))
+        generator = torch.Generator().manual_seed(seed)
+        step = self_distillation_step(student, teacher, images, said, hard, RECIPE, generator, shares, sharing)
+        own, loss = gradients(student, step)
         kept.append((total(own), total(torch.tensor(loss)), shares.running.clone()))
     torch.save(kept, f"{folder}/{rank}.pt")
 
 
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     torch.multiprocessing.spawn(a_step_of_two, (tmp_path,), nprocs=2)
-    student, teacher, images, hard, votes, shares = problem()
+    student, teacher, images, hard, said, shares = problem()
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for seed in range(2):
         student.zero_grad()
-        args = student, teacher, images, hard, RECIPE, torch.Generator().manual_seed(seed), shares, votes, 1.3
-        expected, loss = gradients(student, self_distillation_step(*args))
+        generator = torch.Generator().manual_seed(seed)
+        step = self_distillation_step(student, teacher, images, said, hard, RECIPE, generator, shares)
+        expected, loss = gradients(student, step)
         for theirs, their_loss, running in (both[0][seed], both[1][seed]):
             assert (theirs - expected).norm() < 1e-5 * expected.norm()
             assert their_loss.item() == pytest.approx(loss, rel=1e-5) and torch.equal(running, shares.running)
