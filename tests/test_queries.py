@@ -26,7 +26,14 @@ from b2ma_core.queries import (
     vote,
 )
 from b2ma_core.study.deliveries import deliveries
-from b2ma_core.study.pseudo_labels import ask_for_labels, in_frame, read_confidences, read_labels, read_pseudo_labels
+from b2ma_core.study.pseudo_labels import (
+    agreement_with_votes,
+    ask_for_labels,
+    in_frame,
+    read_confidences,
+    read_labels,
+    read_pseudo_labels,
+)
 from b2ma_core.study.records import Run
 
 
@@ -144,6 +151,18 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
     plain = ask_for_labels(run, box, data)
     assert box.calls == len(VIEWS) and (plain == 1).all() and (read_labels(run, data) == 1).all()
     assert (read_pseudo_labels(run, data) == 0).all()
+    assert agreement_with_votes(run, data) == 0  # of two parts, one that agrees nowhere and one that agrees on half
+    for share, label in ((0.0, 1), (0.01, 0), (2.0, 0)):
+        told = Run(params.model_copy(update={"plain_agreement": share}), 0, tmp_path)
+        assert (read_pseudo_labels(told, data) == label).all()
+    half = np.zeros(data.images.shape[1:3], np.uint8)
+    half[: len(half) // 2] = 1
+    for name in data.names:
+        write_png(run.path("labels", "target_val_votes", f"{name}.png"), half)
+    assert agreement_with_votes(run, data) == 0.5
+    for share, labels in ((0.5, read_labels(run, data)), (0.51, read_labels(run, data, votes=True))):
+        told = Run(params.model_copy(update={"plain_agreement": share}), 0, tmp_path)
+        assert np.array_equal(read_pseudo_labels(told, data), labels)
     agreeing = len(VIEWS) - 1  # with weight 1; the first view's answer agrees with no other
     np.testing.assert_allclose(read_confidences(run, data) / 255, agreeing / (agreeing + 1e-3**4), atol=1 / 255)
     once = Run(params.model_copy(update={"box_queries": 1}), 1, tmp_path)

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import same_tree
 
 from b2ma_core.data import datasets
@@ -223,6 +224,36 @@ def test_scores_are_taken_at_the_labels_own_size(smoke_params):
     data = datasets.Data("x", ["x"], np.zeros((1, 16, 32, 3), np.uint8), labels, ["val"], [(16, 32)])
     scores = training.score(Half(), training.make_fabric(smoke_params), data, 2)
     assert scores.miou() == 1.0 and scores.matrix.sum() == 32 * 64
+
+
+def test_a_network_sees_images_enlarged_and_answers_at_their_size(smoke_params):
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 5, 3)  # without padding: the answer is brought to the size that is wanted
+    params = smoke_params.model_copy(update={"precision": "32-true"})
+    images = np.random.default_rng(0).integers(0, 256, (9, 16, 32, 3), dtype=np.uint8)
+    for scale, size in ((1.0, None), (1.5, None), (1.5, (20, 40))):
+        said = training.predict(network, training.make_fabric(params), images, size, scale)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        enlarged = [round(side * scale) for side in (16, 32)]
+        with torch.no_grad():
+            logits = network(F.interpolate(pixels, enlarged, mode="bilinear"))
+        expected = F.interpolate(logits, size or (16, 32), mode="bilinear").argmax(1)
+        assert said.shape == expected.shape and (said == expected.numpy()).mean() > 0.999  # but for ties in rounding
+
+
+def test_a_training_gives_the_mean_of_its_weights(prepared):
+    """After one step the mean is the network; after three it is another, and what is scored."""
+    for steps in (1, 3):
+        runs = [prepared(f"{steps} {mean}", average_weights=mean, oracle_steps=steps, warmup_steps=0, evaluate_every=1)
+                for mean in (False, True)]  # fmt: skip
+        histories = [stages.train_oracle(run) for run in runs]
+        last, mean = (stages.trained_model(run, "target", "oracle", "student.safetensors").state_dict() for run in runs)
+        same = all(torch.equal(last[k], mean[k]) for k in last)
+        assert same == (steps == 1) and histories[0]["loss"] == histories[1]["loss"]
+        fabric, val = training.make_fabric(runs[1].params), stages.load(runs[1].params, "target_val")
+        model = stages.trained_model(runs[1], "target", "oracle", "student.safetensors")
+        scores = training.score(model, fabric, val, 19, runs[1].params.predict_scale)
+        assert histories[1]["miou"][-1][1] == pytest.approx(scores.miou(), abs=1e-6)
 
 
 def test_two_processes_share_each_batch(prepared):
