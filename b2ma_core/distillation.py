@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as T
 from torch import Tensor, nn
 
 from b2ma_core.augmentations import Changes, coin, draw_changes, jitter_and_blur
-from b2ma_core.hard_patches import HardPatch, cell
+from b2ma_core.class_shares import ClassShares
+from b2ma_core.hard_patches import Patches, paste
 from b2ma_core.spatial_mix import Cuts, draw_cuts, spatial_mix
 
 
@@ -131,52 +131,6 @@ def make_teacher(student: nn.Module) -> nn.Module:
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
-class ClassShares(nn.Module):
-    """Keeps the teacher's class shares near those of the pseudo labels, by a change of its logits.
-
-    Self-training feeds on itself: a class that the teacher says a little too seldom dies out, one that it says too
-    often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``: ``running`` are the
-    shares of the teacher's own labels, unchanged, so that the pull weakens as they come near. Labels and not
-    probabilities: after stage 1, with class weights and label smoothing, rare classes (under 1% of the votes) had 17
-    and 20% of the probability and 3 and 5% of the labels on two worlds of MiniCity; the target was 4 and 5%.
-
-    Args:
-        frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1.
-        weight: 0 changes nothing, 1 asks for the target's shares.
-        exponent: the target is ``frequencies ** exponent``, scaled to sum 1; below 1 rare classes may be more than in
-            the pseudo labels, which miss them most.
-        limit: largest change of a logit.
-        momentum: share of the running mean that a step keeps, after a warm-up.
-
-    Source: Berthelot et al., ReMixMatch (ICLR 2020), distribution alignment, there of probabilities; exponent, limit
-    and shares of labels are ours.
-    """
-
-    def __init__(self, frequencies: np.ndarray, weight: float, exponent: float, limit: float, momentum: float = 0.99):
-        super().__init__()
-        self.weight, self.limit, self.momentum = weight, limit, momentum
-        target = torch.from_numpy(frequencies + 1e-4).float() ** exponent
-        self.register_buffer("target", target / target.sum())
-        self.register_buffer("running", torch.zeros_like(self.target))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-
-    def count(self, logits: Tensor) -> Tensor:
-        """``(C,)`` int64: pixels of each class by ``(N, C, H, W)`` logits; every fourth row and column says enough."""
-        return torch.bincount(logits[..., ::4, ::4].argmax(1).flatten(), minlength=len(self.target))
-
-    @torch.no_grad()
-    def update(self, counts: Tensor) -> None:
-        """Take in ``(C,)`` pixels of a whole batch, once a step."""
-        keep = min(1 - 1 / (int(self.steps) + 1), self.momentum)
-        self.running.lerp_(counts / counts.sum(), 1 - keep)
-        self.steps += 1
-
-    def change(self) -> Tensor:
-        """``(C,)`` what to add to the logits; nothing before the first update."""
-        pull = self.weight * (self.target.log() - self.running.clamp(min=1e-6).log())
-        return pull.clamp(-self.limit, self.limit) * (self.steps > 0)
-
-
 @dataclass(frozen=True)
 class Sharing:
     """How the work of one batch is shared, among processes and in parts where memory is short.
@@ -255,73 +209,6 @@ def teach(
     if shares is not None:
         shares.update(sharing.total(counts))
     return sharing.total(pseudo_labels).long(), sharing.total(confidence)  # zeros where another process answers
-
-
-class Patches(NamedTuple):
-    """Hard patches, cut out.
-
-    Attributes:
-        images: ``(M, 3, h, w)``.
-        train_ids: ``(M, h, w)``, of the box.
-        places: ``(M, 2)`` int64, row and column of each patch's upper left pixel where it is pasted.
-    """
-
-    images: Tensor
-    train_ids: Tensor
-    places: Tensor
-
-
-def cut_patches(
-    images: np.ndarray, labels: np.ndarray, patches: list[HardPatch], grid: int, frame: tuple[int, int] | None = None
-) -> Patches:
-    """Cut patches out of the data.
-
-    Args:
-        images: ``(N, H, W, 3)`` uint8.
-        labels: ``(N, H, W)`` uint8 train ids.
-        patches: which.
-        grid: cells per side.
-        frame: (height, width) of the images that they are to be pasted into: they get twice the size of a cell of the
-            frame, so that a network sees what is in them, about their cell's middle and inside the frame. None: they
-            stay as they are.
-
-    Returns:
-        uint8 patches of ``H // grid`` x ``W // grid`` pixels, or of twice the frame's cells.
-    """
-    size, pictures, maps, places = labels.shape[1:], [], [], []
-    for image, row, column, _ in patches:
-        rows, columns = cell(*size, row, column, grid)
-        picture = torch.from_numpy(np.array(images[image, rows, columns])).permute(2, 0, 1)
-        train_ids = torch.from_numpy(np.array(labels[image, rows, columns]))
-        place = [rows.start, columns.start]
-        if frame is not None:
-            large = [min(2 * (side // grid), side) for side in frame]
-            picture = T.resize(picture, large, antialias=True)
-            train_ids = T.resize(train_ids[None], large, interpolation=T.InterpolationMode.NEAREST_EXACT)[0]
-            middles = [(k + 0.5) * (side // grid) for k, side in zip((row, column), frame, strict=True)]
-            corners = [int(m - n / 2) for m, n in zip(middles, large, strict=True)]
-            place = [min(max(c, 0), side - n) for c, side, n in zip(corners, frame, large, strict=True)]
-        places.append(place)
-        pictures.append(picture)
-        maps.append(train_ids)
-    return Patches(torch.stack(pictures), torch.stack(maps), torch.tensor(places))
-
-
-def paste(tensor: Tensor, patches: Tensor, places: Tensor) -> Tensor:
-    """Lay the first patch over the first sample of a batch, and so on; samples without a patch stay.
-
-    Args:
-        tensor: ``(N, C, H, W)`` or ``(N, H, W)``.
-        patches: ``(M, C, h, w)`` or ``(M, h, w)``, M at most N.
-        places: ``(M, 2)``, see :class:`Patches`.
-
-    Returns:
-        A new tensor.
-    """
-    pasted, (h, w) = tensor.clone(), patches.shape[-2:]
-    for i, (patch, (row, column)) in enumerate(zip(patches, places.tolist(), strict=True)):
-        pasted[i, ..., row : row + h, column : column + w] = patch
-    return pasted
 
 
 @dataclass(frozen=True)

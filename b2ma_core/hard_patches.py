@@ -1,10 +1,13 @@
-"""Hard patches mining: where the rare classes of the pseudo labels lie, as an index of grid cells."""
+"""Hard patches mining: where the rare classes of the pseudo labels lie, as an index of grid cells, and how those cells
+are given back to the student: alone, or enlarged and pasted over its images."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torchvision.transforms.v2.functional as T
+from torch import Tensor
 
 
 class HardPatch(NamedTuple):
@@ -178,3 +181,70 @@ def draw_patches(by_class: dict[int, list[HardPatch]], count: int, generator: to
 
     classes = list(by_class)
     return [pick(by_class[pick(classes)]) for _ in range(count)]
+
+
+class Patches(NamedTuple):
+    """Hard patches, cut out.
+
+    Attributes:
+        images: ``(M, 3, h, w)``.
+        train_ids: ``(M, h, w)``, of the box.
+        places: ``(M, 2)`` int64, row and column of each patch's upper left pixel where it is pasted.
+    """
+
+    images: Tensor
+    train_ids: Tensor
+    places: Tensor
+
+
+def cut_patches(
+    images: np.ndarray, labels: np.ndarray, patches: list[HardPatch], grid: int, frame: tuple[int, int] | None = None
+) -> Patches:
+    """Cut patches out of the data.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8.
+        labels: ``(N, H, W)`` uint8 train ids.
+        patches: which.
+        grid: cells per side.
+        frame: (height, width) of the images that they are to be pasted into: they get twice the size of a cell of the
+            frame, so that a network sees what is in them, about their cell's middle and inside the frame. None: they
+            stay as they are.
+
+    Returns:
+        uint8 patches of ``H // grid`` x ``W // grid`` pixels, or of twice the frame's cells.
+    """
+    size, pictures, maps, places = labels.shape[1:], [], [], []
+    for image, row, column, _ in patches:
+        rows, columns = cell(*size, row, column, grid)
+        picture = torch.from_numpy(np.array(images[image, rows, columns])).permute(2, 0, 1)
+        train_ids = torch.from_numpy(np.array(labels[image, rows, columns]))
+        place = [rows.start, columns.start]
+        if frame is not None:
+            large = [min(2 * (side // grid), side) for side in frame]
+            picture = T.resize(picture, large, antialias=True)
+            train_ids = T.resize(train_ids[None], large, interpolation=T.InterpolationMode.NEAREST_EXACT)[0]
+            middles = [(k + 0.5) * (side // grid) for k, side in zip((row, column), frame, strict=True)]
+            corners = [int(m - n / 2) for m, n in zip(middles, large, strict=True)]
+            place = [min(max(c, 0), side - n) for c, side, n in zip(corners, frame, large, strict=True)]
+        places.append(place)
+        pictures.append(picture)
+        maps.append(train_ids)
+    return Patches(torch.stack(pictures), torch.stack(maps), torch.tensor(places))
+
+
+def paste(tensor: Tensor, patches: Tensor, places: Tensor) -> Tensor:
+    """Lay the first patch over the first sample of a batch, and so on; samples without a patch stay.
+
+    Args:
+        tensor: ``(N, C, H, W)`` or ``(N, H, W)``.
+        patches: ``(M, C, h, w)`` or ``(M, h, w)``, M at most N.
+        places: ``(M, 2)``, see :class:`Patches`.
+
+    Returns:
+        A new tensor.
+    """
+    pasted, (h, w) = tensor.clone(), patches.shape[-2:]
+    for i, (patch, (row, column)) in enumerate(zip(patches, places.tolist(), strict=True)):
+        pasted[i, ..., row : row + h, column : column + w] = patch
+    return pasted

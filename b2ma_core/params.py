@@ -175,7 +175,7 @@ class Params(BaseModel):
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the published fault
     ema_buffers: Literal["average", "skip"] = "average"  # skip: the published fault
     student_batch_norm: Literal["frozen", "batch"] = "frozen"  # batch: the published fault
-    hard_patch_weight: NotNegative = 0.1
+    hard_patch_weight: NotNegative = 0.1  # of the loss of patches that stand alone; 0: no patches in any form
     hard_patch_batch: Count = 8
     paste_patches: bool = True  # enlarged, over the mixed images, at their own place; False: alone, as published
     hard_patch_draw: Literal["class", "patch"] = "class"  # class: rare classes alike; patch: as published

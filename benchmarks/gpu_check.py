@@ -77,10 +77,9 @@ from torch import Tensor, nn  # noqa: E402
 
 from b2ma_core import minicity  # noqa: E402
 from b2ma_core.augmentations import jitter_and_blur  # noqa: E402
+from b2ma_core.class_shares import ClassShares  # noqa: E402
 from b2ma_core.data import datasets  # noqa: E402
 from b2ma_core.distillation import (  # noqa: E402
-    ClassShares,
-    Patches,
     SelfDistillation,
     Sharing,
     consistency_loss,
@@ -92,11 +91,11 @@ from b2ma_core.distillation import (  # noqa: E402
     teach,
 )
 from b2ma_core.files import PROJECT, write_json  # noqa: E402
-from b2ma_core.hard_patches import mine, rare_classes  # noqa: E402
+from b2ma_core.hard_patches import Patches, mine, rare_classes  # noqa: E402
 from b2ma_core.models import build_model  # noqa: E402
 from b2ma_core.params import Params, check_params, read_yaml  # noqa: E402
 from b2ma_core.report.evaluation import evaluate_run  # noqa: E402
-from b2ma_core.study import stages  # noqa: E402
+from b2ma_core.study import mining, stages  # noqa: E402
 from b2ma_core.study.pseudo_labels import ask_for_labels, read_confidences, read_pseudo_labels  # noqa: E402
 from b2ma_core.study.records import Run  # noqa: E402
 from b2ma_core.study.training import generator_for, make_fabric  # noqa: E402
@@ -560,7 +559,7 @@ def until_stage2(run: Run) -> Iterator[str]:
     labels, confidences = (read(run, parts["target_train"]) for read in (read_pseudo_labels, read_confidences))
     shares = None if confidences is None else (values / np.float32(255) for values in confidences)
     rare = rare_classes(labels, CLASSES, shares, params.rare_k)
-    stages.write_patches(run, mine(labels, rare, params.grid))
+    mining.write_patches(run, mine(labels, rare, params.grid))
     run.record("04_hard_patches", {})
     yield "hard patches"
 

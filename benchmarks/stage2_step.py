@@ -23,7 +23,7 @@ from b2ma_core.files import PROJECT
 from b2ma_core.hard_patches import mine
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import Params, load_params
-from b2ma_core.study import stages
+from b2ma_core.study import mining, stages
 from b2ma_core.study.records import peak_memory
 from b2ma_core.study.training import Batches, generator_for, in_precision, make_fabric, to_device
 
@@ -44,7 +44,7 @@ def time_steps(params: Params, images: np.ndarray, labels: np.ndarray, steps: in
     """
     fabric, recipe = make_fabric(params), stages.self_distillation_of(params)
     cuda, classes = fabric.device.type == "cuda", stages.num_classes(params)
-    groups = stages.patch_groups(params, mine(labels, params.rare_classes or [6, 7, 12, 17, 18], params.grid))
+    groups = mining.patch_groups(params, mine(labels, params.rare_classes or [6, 7, 12, 17, 18], params.grid))
     model = build_model(params.target_network, classes).to(fabric.device, memory_format=torch.channels_last)
     student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))
     teacher, shares = make_teacher(model), stages.class_shares(params, labels).to(fabric.device)
@@ -60,7 +60,7 @@ def time_steps(params: Params, images: np.ndarray, labels: np.ndarray, steps: in
     def method(step: int) -> None:
         batch, train_ids = next(loaded)
         batch, train_ids = to_device(batch, fabric.device), train_ids.to(fabric.device).long()
-        hard = stages.hard_batch(params, batch, images, labels, groups, generator_for(0, "patches", step))
+        hard = mining.hard_batch(params, batch, images, labels, groups, generator_for(0, "patches", step))
         freeze_batch_norm(student.train())
         generator = generator_for(0, "mix", step)
         finish(self_distillation_step(student, answer, batch, train_ids, hard, recipe, generator, shares))

@@ -9,24 +9,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from b2ma_core.augmentations import jitter_and_blur
+from b2ma_core.class_shares import ClassShares
 from b2ma_core.distillation import (
-    ClassShares,
-    Patches,
     SelfDistillation,
     Sharing,
     class_weights,
     consistency_loss,
     cross_domain_step,
-    cut_patches,
     ema_update,
     label_loss,
     make_teacher,
     mix_batch,
-    paste,
     self_distillation_step,
     teach,
 )
-from b2ma_core.hard_patches import HardPatch
+from b2ma_core.hard_patches import HardPatch, Patches, cut_patches, paste
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import check_params
 

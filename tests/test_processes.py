@@ -18,8 +18,9 @@ from b2ma_core.files import write_png
 from b2ma_core.hard_patches import mine
 from b2ma_core.models import save_weights
 from b2ma_core.params import check_params
+from b2ma_core.study.mining import write_patches
 from b2ma_core.study.records import Run
-from b2ma_core.study.stages import new_model, write_patches
+from b2ma_core.study.stages import new_model
 
 # Started in two processes by Fabric. "frozen": batch norm keeps its statistics, which two processes do not share on a
 # CPU (on CUDA they do, by SyncBatchNorm). "stop": the machine goes away after the first checkpoint.

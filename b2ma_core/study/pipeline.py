@@ -81,7 +81,8 @@ PIPELINE = (
     ),
     Stage(
         "patches", "04_hard_patches", after=("data", "labels"), folder="patches",
-        reads=("label_space", "grid", "rare_", "plain_agreement"), code=("hard_patches",), computes=False,
+        reads=("label_space", "grid", "rare_", "plain_agreement"),
+        code=("study.mining.rare_of", "hard_patches.mine"), computes=False,
     ),
     Stage(
         "stage2", "05_self_distill", after=("data", "labels", "stage1", "patches"), folder="stage2",

@@ -22,25 +22,23 @@ from torch import Tensor, nn
 
 from b2ma_core.augmentations import draw_changes, jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
+from b2ma_core.class_shares import ClassShares
 from b2ma_core.data.datasets import Data, class_frequencies, load
 from b2ma_core.distillation import (
-    ClassShares,
-    Patches,
     SelfDistillation,
     Sharing,
     class_weights,
     cross_domain_step,
-    cut_patches,
     ema_update,
     make_teacher,
     self_distillation_step,
 )
-from b2ma_core.files import PROJECT, write_bytes
-from b2ma_core.hard_patches import HardPatch, draw_patches, holders, rare_classes, rarely_seen
+from b2ma_core.files import PROJECT
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, base_study, check_params
 from b2ma_core.processes import PARENT, end_with_parent, run_command
 from b2ma_core.spatial_mix import draw_cuts, spatial_mix
+from b2ma_core.study.mining import hard_batch, patch_groups, read_patches
 from b2ma_core.study.provenance import processor, training
 from b2ma_core.study.pseudo_labels import read_pseudo_labels
 from b2ma_core.study.records import Run
@@ -53,7 +51,6 @@ from b2ma_core.study.training import (
     make_fabric,
     polynomial,
     score,
-    to_device,
 )
 
 
@@ -161,31 +158,6 @@ def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
     return ClassShares(frequencies, params.share_alignment, params.share_exponent, params.share_limit)
 
 
-def rare_of(params: Params, pseudo_labels: np.ndarray, confidences: np.ndarray | None) -> tuple[list[int], float]:
-    """The rare classes of a study, and the share of a cell's pixels that one needs to count."""
-    by_images = params.rare_by == "images"
-    if params.rare_classes is not None:
-        rare = params.rare_classes
-    elif by_images:
-        rare = rarely_seen(pseudo_labels, num_classes(params))
-    else:
-        rare = rare_classes(pseudo_labels, num_classes(params), confidences, params.rare_k)
-    return rare, 0.01 if by_images else 0.0
-
-
-def write_patches(run: Run, patches: Sequence[HardPatch]) -> None:
-    """Keep the index as one file, ``patches/index.json``, one patch a line."""
-    lines = ",\n".join(json.dumps(patch) for patch in patches)
-    write_bytes(run.path("patches", "index.json"), f"[\n{lines}\n]\n".encode())
-
-
-def read_patches(run: Run) -> list[HardPatch]:
-    """Read the index; FileNotFoundError names the notebook that comes first."""
-    run.require("04_hard_patches")
-    entries = json.loads(run.path("patches", "index.json").read_text())
-    return [HardPatch(image, row, column, tuple(classes)) for image, row, column, classes in entries]
-
-
 def self_distillation_of(params: Params) -> SelfDistillation:
     """What a study tells the steps of stage 2."""
     return SelfDistillation(
@@ -236,27 +208,6 @@ def train_stage2(run: Run, number: int) -> dict:
         rate=lambda step: learning_rate(step, params.stage2_steps, params.stage2_learning_rate, params.warmup_steps),
         evaluate=_scorer(run, result, fabric, load(params, "target_val"), params.predict_scale),
     )  # fmt: skip
-
-
-def patch_groups(params: Params, patches: list[HardPatch]) -> dict[int, list[HardPatch]]:
-    """What hard patches are drawn from: first a group, then one of it. By class, or all in one as published."""
-    return {0: patches} if patches and params.hard_patch_draw == "patch" else holders(patches)
-
-
-def hard_batch(
-    params: Params, batch: Tensor, images: np.ndarray, labels: np.ndarray, groups: dict[int, list[HardPatch]],
-    generator: torch.Generator,
-) -> Patches | None:  # fmt: skip
-    """A step's hard patches, float and int64, to be pasted into the batch or to stand alone; None where there are
-    none."""
-    if not groups:
-        return None
-    if not params.paste_patches:
-        patches = cut_patches(images, labels, draw_patches(groups, params.hard_patch_batch, generator), params.grid)
-    else:
-        drawn = draw_patches(groups, min(params.hard_patch_batch, len(batch)), generator)
-        patches = cut_patches(images, labels, drawn, params.grid, tuple(batch.shape[-2:]))
-    return Patches(to_device(patches.images, batch.device), patches.train_ids.to(batch.device).long(), patches.places)
 
 
 def mix_labelled(
