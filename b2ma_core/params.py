@@ -107,13 +107,10 @@ class Params(BaseModel):
     box_requests: Annotated[int, Field(ge=1, le=64)] = 4  # requests at once
     box_flip: bool = True  # average the logits of the image and its mirror image
     box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that are answered; a flat folder: 1
-    vote_exponent: NotNegative = (
-        4.0  # an answer counts (its agreement with most answers to the image) ** this; 0: all alike
-    )
-    plain_agreement: NotNegative = (
-        0.85  # the plain answers are the labels where they agree with the votes on this share
-    )
-    # of a part's pixels, else the votes; 0: always the plain ones, above 1: always the votes
+    vote_exponent: NotNegative = 4.0  # an answer counts (its agreement with most answers) ** this; 0: all alike
+    # The labels are the plain answers where these agree with the votes on this share of a part's pixels, else the
+    # votes; 0: always the plain answers, above 1: always the votes.
+    plain_agreement: NotNegative = 0.85
     box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
     source_network: str = "deeplab_small"
     source_start: str = "scratch"  # scratch | imagenet | a weights file
@@ -137,12 +134,8 @@ class Params(BaseModel):
     crop: Size | None = None  # None: the image's size
     backbone_rate: Positive = 1.0  # learning rate of all but the head, as a share; a pretrained network wants less
     random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 2.0]
-    predict_scale: Annotated[float, Field(ge=1, le=4)] = (
-        1.5  # students see images enlarged so; the mean of random_scale
-    )
-    average_weights: bool = (
-        True  # a training gives the mean of its weights (the teacher); False: the last, as published
-    )
+    predict_scale: Annotated[float, Field(ge=1, le=4)] = 1.5  # students predict on images enlarged so
+    average_weights: bool = True  # a training gives the mean of its weights; False: the last, as published
     source_jitter: Share = 0.25  # colour jitter and blur of the source model's training
     target_jitter: Share = 0.25  # the same of stage 1 and the oracle
     target_noise: Share = 0.05  # largest standard deviation of pixel noise in stage 1 and the oracle (published 0)
@@ -181,9 +174,7 @@ class Params(BaseModel):
     hard_patch_draw: Literal["class", "patch"] = "class"  # class: rare classes alike; patch: as published
     grid: Count = 4
     rare_classes: list[Annotated[int, Field(ge=0)]] | None = None  # None: found from the labels
-    rare_by: Literal["images", "pixels"] = (
-        "images"  # images: in few of them; pixels: as published, rare_k of each ranking
-    )
+    rare_by: Literal["images", "pixels"] = "images"  # held by few images; or by two rankings of rare_k, as published
     rare_k: Count = 5
 
     # --- evaluation
@@ -229,9 +220,7 @@ class Params(BaseModel):
                 if kind == "minicity" and split not in (None, "train", "val", "test"):
                     raise ValueError(f"{side}_{part}_split: MiniCity has train, val and test, got {split!r}")
         if self.confidence == "logit" and self.teacher_box_share > 0:
-            raise ValueError(
-                "teacher_box_share: must be 0 with confidence 'logit', the box's labels are added to probabilities"
-            )
+            raise ValueError("teacher_box_share: must be 0 with confidence 'logit', labels are added to probabilities")
         if self.box == "folder" and not self.box_root:
             raise ValueError("box_root: box is 'folder', so name the folder of label PNGs here")
         if self.box == "model" and (self.box_label_space or self.box_label_map):

@@ -70,7 +70,7 @@ def test_a_network_that_draws_goes_on_after_a_stop_as_if_there_was_none(prepared
             batches = training.Batches(images, None, params, 0, "s", False)
             losses = lambda step, images, _: iter([model(images).square().mean()])  # noqa: E731
             return training.fit(fabric, {"m": network}, model, optimizer, losses, batches, tmp_path / folder,
-                                steps=10, rate=lambda step: 0.1)  # fmt: skip
+                                result=network, steps=10, rate=lambda step: 0.1)  # fmt: skip
 
     def stopping(*values):
         save(*values)

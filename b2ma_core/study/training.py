@@ -218,7 +218,7 @@ def fit(
     *,
     steps: int,
     rate: Callable[[int], float],
-    result: nn.Module | None = None,
+    result: nn.Module,
     after_step: Callable[[int], None] = lambda step: None,
     evaluate: Callable[[], float] | None = None,
 ) -> dict:
@@ -236,7 +236,7 @@ def fit(
             ``history.json`` at the end.
         steps: number of steps.
         rate: learning rate of a step.
-        result: what is scored and written; None: the first of the modules.
+        result: what is scored and written: the first of the modules, or its average.
         after_step: called after each update, for the average teacher.
         evaluate: mIoU (0 .. 1) for the curve; None where there are no labels to score with. It steers nothing.
 
@@ -245,8 +245,7 @@ def fit(
     """
     params, progress = batches.params, folder / "progress.pt"
     with only_one(folder) if fabric.is_global_zero else nullcontext():
-        name, first = next(iter(modules.items()))
-        result = first if result is None else result
+        name = next(iter(modules))
         if (folder / "history.json").is_file():
             load_weights(result, folder / f"{name}.safetensors")
             return json.loads((folder / "history.json").read_text())
