@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from b2ma_core.augmentations import Changes, coin, draw_changes, jitter_and_blur
 from b2ma_core.class_shares import ClassShares
 from b2ma_core.hard_patches import Patches, paste
-from b2ma_core.spatial_mix import Cuts, draw_cuts, spatial_mix
+from b2ma_core.mixes import mix
 
 
 def class_weights(frequencies: np.ndarray) -> Tensor:
@@ -216,8 +216,8 @@ class SelfDistillation:
     """What one step of stage 2 is told. Defaults are the published values.
 
     Attributes:
-        mix_images: SpatialMix; False leaves the images whole.
-        position_beta: of the cuts, see :func:`spatial_mix.draw_cuts`.
+        mix: of the images, see :func:`mixes.mix`; "none" leaves them whole.
+        position_beta: of SpatialMix's cuts, see :func:`spatial_mix.draw_cuts`.
         jitter, jitter_probability, blur_probability: see :func:`augmentations.jitter_and_blur`.
         confidence: "probability", or "logit", the published code's fault.
         confidence_threshold: see :func:`consistency_loss`.
@@ -227,7 +227,7 @@ class SelfDistillation:
         paste_patches: lay them over the mixed images, one on each, at their own place; False: they stand alone.
     """
 
-    mix_images: bool = True
+    mix: str = "spatial"
     position_beta: float = 0.25
     jitter: float = 0.25
     jitter_probability: float = 0.8
@@ -248,14 +248,12 @@ class Mixed(NamedTuple):
         pseudo_labels: ``(N, H, W)`` int64.
         confidence: ``(N, H, W)`` float.
         changes: jitter and blur of the N images, drawn and not done yet.
-        cuts: of the mix (before the mirror).
     """
 
     images: Tensor
     pseudo_labels: Tensor
     confidence: Tensor
     changes: Changes
-    cuts: Cuts
 
 
 def mix_batch(
@@ -266,15 +264,13 @@ def mix_batch(
     generator: torch.Generator,
     pasted: Patches | None = None,
 ) -> Mixed:
-    """SpatialMix of a whole batch, hard patches laid over it, and all its draws.
+    """The mix of a whole batch, hard patches laid over it, and all its draws.
 
-    Images, labels and confidences share one draw of cuts, and one coin that mirrors the whole batch. Only the
+    Images, labels and confidences share one draw of the mix, and one coin that mirrors the whole batch. Only the
     image is jittered and blurred later. A pasted label counts as sure, an ignored one as unsure.
     """
-    cuts = draw_cuts(len(images), *images.shape[-2:], recipe.position_beta, generator)
-    mixed = [images, pseudo_labels, confidence]
-    if recipe.mix_images:
-        mixed = [spatial_mix(tensor, cuts) for tensor in mixed]
+    tensors = (images, pseudo_labels, confidence)
+    mixed = mix(tensors, pseudo_labels, recipe.mix, recipe.position_beta, generator)
     if pasted is not None:
         sure = (pasted.train_ids != 255).float()
         values = (pasted.images, pasted.train_ids, sure)
@@ -282,7 +278,7 @@ def mix_batch(
     if coin(0.5, generator):
         mixed = [tensor.flip(-1) for tensor in mixed]
     changes = draw_changes(len(images), recipe.jitter, recipe.jitter_probability, recipe.blur_probability, generator)
-    return Mixed(*mixed, changes, cuts)
+    return Mixed(*mixed, changes)
 
 
 def cross_domain_step(

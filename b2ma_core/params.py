@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Mix = Literal["none", "spatial", "cutmix", "classmix"]  # see mixes.py
 Size = Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=2, max_length=2)]
 
 # What method: published sets where a file sets nothing: the published recipe, and its faults one by one. The owner's
@@ -38,8 +39,8 @@ PUBLISHED = {
     "target_jitter": 0.0,
     "stage1_class_weights": "none",
     "stage1_label_smoothing": 0.0,
-    "stage1_mix": False,
-    "mix_images": True,
+    "stage1_mix": "none",
+    "stage2_mix": "spatial",
     "target_noise": 0.0,
     "share_alignment": 0.0,
     "teacher_box_share": 0.0,
@@ -145,7 +146,7 @@ class Params(BaseModel):
     stage1_learning_rate: Positive = 2.0e-3
     stage1_class_weights: Literal["none", "sqrt"] = "sqrt"  # sqrt: 1 / sqrt(frequency in the pseudo labels)
     stage1_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    stage1_mix: bool = True  # SpatialMix of images and pseudo labels (published False)
+    stage1_mix: Mix = "spatial"  # of images and pseudo labels (published none)
 
     # --- stage 2: self-distillation
     rounds: Annotated[int, Field(ge=0)] = 2
@@ -156,7 +157,7 @@ class Params(BaseModel):
     share_exponent: Share = 0.8  # of the pseudo labels' shares; below 1 rare classes may be more than they are there
     share_limit: Positive = 3.0  # largest change of a logit
     teacher_box_share: Share = 0.3  # of the box's labels beside the teacher's probabilities (published 0)
-    mix_images: bool = False  # SpatialMix in stage 2 (published True); False: the student sees images changed in colour
+    stage2_mix: Mix = "none"  # of images and the teacher's labels (published spatial)
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     mix_jitter: Share = 0.25
     mix_jitter_probability: Share = 0.8

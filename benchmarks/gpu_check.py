@@ -490,7 +490,7 @@ def paper_step(case: Case) -> Row:
 def paper_params(case: Case) -> Params:
     """The published study's, on drawn scenes; or small ones."""
     base, changes = "smoke", {"image_size": [64, 128]}
-    changes |= {"mix_images": True, "paste_patches": False, "stage2_views": False}  # the step as published
+    changes |= {"stage2_mix": "spatial", "paste_patches": False, "stage2_views": False}  # the step as published
     if not case.small:
         base, changes = "gta5_cityscapes", {**changes, "target_network": "deeplabv2_resnet101", "workers": 4}
         del changes["image_size"]

@@ -58,7 +58,7 @@ def test_the_table_and_the_curves_speak_of_arms_that_there_are():
 
 
 def test_an_arm_begins_at_the_first_stage_that_reads_a_switch():
-    assert first_stage(["mix_images", "rounds"]) == "05_self_distill"
+    assert first_stage(["stage2_mix", "rounds"]) == "05_self_distill"
     assert first_stage(["rounds", "grid"]) == "04_hard_patches"
     assert first_stage(["box_queries", "rounds"]) == "02_pseudo_labels"
     with pytest.raises(ValueError, match="image_size: an arm shares its study's data"):
@@ -203,7 +203,7 @@ def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
     main("config", "camvid", "0,1", "source_jitter")
     assert capsys.readouterr().out == "study=camvid seeds=0,1 arms=source_jitter\n"
     main("config", "minicity", "-", "quick")
-    quick = "self,box,plain,mix,mix_patches,published_patches"
+    quick = "neither,no_mix,plain,mix,cutmix2,classmix2,mix_patches,published_patches"
     assert capsys.readouterr().out == f"study=minicity seeds=0,1,2,3,4 arms={quick}\n"
     main("config", "minicity", "-")
     assert "published_stage1" in capsys.readouterr().out

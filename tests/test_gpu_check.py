@@ -56,7 +56,7 @@ def test_a_check_that_raises_or_breaks_its_bound_does_not_stop_the_others(gpu_ch
 def test_the_step_at_full_size_is_the_published_one(gpu_check):
     params = gpu_check.paper_params(gpu_check.Case(torch.device("cpu"), False, 0.0, Path("nowhere")))
     assert (params.target_network, params.image_size, params.batch_size) == ("deeplabv2_resnet101", [512, 1024], 4)
-    assert params.mix_images and params.hard_patch_weight == 0.1 and params.hard_patch_batch == 4
+    assert params.stage2_mix == "spatial" and params.hard_patch_weight == 0.1 and params.hard_patch_batch == 4
 
 
 def test_a_check_that_no_longer_fits_is_skipped_and_says_so(gpu_check):

@@ -277,13 +277,13 @@ def test_a_changed_arm_is_made_again_and_an_origin_made_anew_is_linked_anew(stud
         return run
 
     first = origin("one")
-    run = arm(rounds=1, mix_images=False)
+    run = arm(rounds=1, stage2_mix="cutmix")
     branch(run)
     train(run, "stage2/round-1")
     branch(run)
     assert run.path("stage2", "round-1").is_dir()
     same_tree(run.path("labels"), first.path("labels"), "*.png")
-    run = arm(rounds=1, mix_images=False, share_alignment=0.5)
+    run = arm(rounds=1, stage2_mix="cutmix", share_alignment=0.5)
     branch(run)
     assert not run.path("stage2").exists() and run.path("stage1", "history.json").samefile(
         first.path("stage1/history.json")

@@ -85,7 +85,8 @@ class Depthwise(nn.Conv2d):
 
 
 class DeepLabMobileNetV2(nn.Module):
-    """torchvision's MobileNetV2 at its own stride of 32, under the same head, joined with its map of stride 4."""
+    """torchvision's MobileNetV2 at its own stride of 32, its maps of stride 32 and 16 under the same head, joined with
+    that of stride 4."""
 
     def __init__(self, num_classes: int, imagenet: bool = False):
         super().__init__()
@@ -96,12 +97,14 @@ class DeepLabMobileNetV2(nn.Module):
         for conv in features.modules():
             if isinstance(conv, nn.Conv2d) and conv.groups > 1:
                 conv.__class__ = Depthwise
-        self.fine, self.deep = features[:4], features[4:]
-        self.head = ContextHead(320, 24, 64, num_classes, dilations=(1, 2, 4))
+        self.fine, self.middle, self.deep = features[:4], features[4:14], features[14:]
+        self.head = ContextHead(320 + 96, 24, 64, num_classes, dilations=(1, 2, 4))
 
     def forward(self, images: Tensor) -> Tensor:
         fine = self.fine((images - self.mean) / self.std)
-        logits = self.head(self.deep(fine), fine)
+        middle = self.middle(fine)
+        deep = F.interpolate(self.deep(middle), middle.shape[-2:], mode="bilinear", align_corners=False)
+        logits = self.head(torch.cat([deep, middle], dim=1), fine)
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 

@@ -34,10 +34,10 @@ from b2ma_core.distillation import (
     self_distillation_step,
 )
 from b2ma_core.files import PROJECT
+from b2ma_core.mixes import mix
 from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, base_study, check_params
 from b2ma_core.processes import PARENT, end_with_parent, run_command
-from b2ma_core.spatial_mix import draw_cuts, spatial_mix
 from b2ma_core.study.mining import hard_batch, patch_groups, read_patches
 from b2ma_core.study.provenance import processor, training
 from b2ma_core.study.pseudo_labels import read_pseudo_labels
@@ -161,7 +161,7 @@ def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
 def self_distillation_of(params: Params) -> SelfDistillation:
     """What a study tells the steps of stage 2."""
     return SelfDistillation(
-        mix_images=params.mix_images, position_beta=params.position_beta, jitter=params.mix_jitter,
+        mix=params.stage2_mix, position_beta=params.position_beta, jitter=params.mix_jitter,
         jitter_probability=params.mix_jitter_probability, blur_probability=params.mix_blur_probability,
         confidence=params.confidence, confidence_threshold=params.confidence_threshold,
         consistency_weight=params.consistency_weight, hard_patch_weight=params.hard_patch_weight,
@@ -210,16 +210,6 @@ def train_stage2(run: Run, number: int) -> dict:
     )  # fmt: skip
 
 
-def mix_labelled(
-    params: Params, seed: int, stage: str, step: int, images: Tensor, train_ids: Tensor
-) -> tuple[Tensor, Tensor]:
-    """SpatialMix of a batch of stage 1, one draw of cuts for images and pseudo labels: what the box says about an image
-    is then no longer learnt by heart with it."""
-    generator = generator_for(seed, f"{stage} mix", step)
-    cuts = draw_cuts(len(images), *images.shape[-2:], params.position_beta, generator)
-    return spatial_mix(images, cuts), spatial_mix(train_ids, cuts)
-
-
 def changed(images: Tensor, numbers: range, seed: int, stage: str, jitter: float, noise: float) -> Tensor:
     """Jitter, blur and noise of a training on labels, which belong to the number of an image in the training.
 
@@ -251,7 +241,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     student, optimizer = _set_up(params, fabric, model, kind, decay, backbone_rate)
     weights = None if weights is None else weights.to(fabric.device)
     batch = (params.source_batch_size if owners else None) or params.batch_size
-    mixed = params.stage1_mix and not owners
+    mixed = params.stage1_mix != "none" and not owners
     # A mix needs the whole batch in every process; else each loads the images that it computes. All have as many parts.
     rank, ranks = fabric.global_rank, fabric.world_size
     sharing = Sharing(min(params.accumulate, batch // ranks), *((rank, ranks) if mixed else (0, 1)), _total(fabric))
@@ -259,7 +249,8 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     def losses_of(step: int, images: Tensor, train_ids: Tensor):
         student.train()
         if mixed:
-            images, train_ids = mix_labelled(params, run.seed, stage, step, images, train_ids)
+            generator = generator_for(run.seed, f"{stage} mix", step)
+            images, train_ids = mix((images, train_ids), train_ids, params.stage1_mix, params.position_beta, generator)
         numbers = batches.numbers(step)
         for part in sharing.slices(len(images)):
             images[part] = changed(images[part], numbers[part], run.seed, stage, jitter, noise)
