@@ -1,7 +1,6 @@
 """The ablation's table and curves. ``params/ablation.yaml`` lists the arms; ``study/arms.py`` makes runs of them."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 from b2ma_core.files import PROJECT
 from b2ma_core.params import load_params, study_file, unlike
 from b2ma_core.processes import run_command
-from b2ma_core.report.results import ablation_cells, check_alike, paired_difference, plain
+from b2ma_core.report.results import ablation_cells, check_alike, paired_difference, plain, read_record, scores_of
 from b2ma_core.study.check import check_study, seeds_of
 from b2ma_core.study.pipeline import EVALUATION
 
@@ -40,9 +39,9 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
         paths = [runs / each / str(seed) / "records" / f"{EVALUATION}.json" for each in (study, name)]
         if not all(path.is_file() for path in paths):
             return None
-        origin, record = (json.loads(path.read_text()) for path in paths)
+        origin, record = map(read_record, paths)
         check_alike(record, origin, switches)
-        found.append(record["metrics"]["rows"][row]["miou"])
+        found.append(scores_of(record["metrics"], row).miou())
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from b2ma_core.files import PROJECT
+from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
@@ -23,7 +24,8 @@ def read_evaluations(study: str, seeds: Sequence[int], runs: Path = PROJECT / "r
 
     Raises:
         FileNotFoundError: naming what to run.
-        ValueError: naming a seed that was run otherwise than the first, see :func:`check_alike`.
+        ValueError: naming a seed that was run otherwise than the first, see :func:`check_alike`, or a record of an
+            older form.
     """
     return [record["metrics"] for record in read_records(study, seeds, runs)]
 
@@ -37,9 +39,18 @@ def read_records(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs"
         path = runs / study / str(seed) / "records" / f"{EVALUATION}.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: make study STUDY={study} SEEDS={seed}")
-        found.append(json.loads(path.read_text()))
+        found.append(read_record(path))
         check_alike(found[-1], found[0])
     return found
+
+
+def read_record(path: Path) -> dict:
+    """An evaluation's record; ValueError if it is of an older form, without confusion matrices."""
+    record = json.loads(path.read_text())
+    if not all("confusion" in row for row in record["metrics"]["rows"].values()):
+        raise ValueError(f"{path}: is of an older form, without confusion matrices; run it again: "
+                         f"make study STUDY={record['study']} SEEDS={record['seed']} FROM={EVALUATION}")  # fmt: skip
+    return record
 
 
 def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
@@ -100,25 +111,31 @@ def shared_rows(evaluations: Sequence[dict]) -> list[str]:
 
 def splits_of(evaluations: Sequence[dict]) -> list[str]:
     """The splits that were scored apart; none where a study scores a single one."""
-    return list(next(iter(evaluations[0]["rows"].values()), {}).get("splits", {}))
+    splits = list(next(iter(evaluations[0]["rows"].values()), {}).get("confusion", {}))
+    return splits if len(splits) > 1 else []
+
+
+def scores_of(evaluation: dict, name: str, split: str | None = None) -> ConfusionMatrix:
+    """A row's confusion matrix on one of its splits; None: on all of them together."""
+    parts = evaluation["rows"][name]["confusion"]
+    return ConfusionMatrix.of(np.sum([parts[split]] if split else list(parts.values()), 0))
 
 
 def per_class(evaluations: Sequence[dict], name: str, key: str = "iou") -> np.ndarray:
-    """``(S, C)`` float64 IoU or precision of a row by seed and class, 0 .. 1; NaN where the record has none."""
-    return np.array([e["rows"][name][key] for e in evaluations], float)
+    """``(S, C)`` float64 IoU or precision of a row by seed and class, 0 .. 1; NaN where a class has none."""
+    return np.array([getattr(scores_of(e, name), key)().numpy() for e in evaluations])
+
+
+def class_shares(evaluations: Sequence[dict]) -> np.ndarray:
+    """``(C,)`` float64 shares of the true pixels, 0 .. 1; every seed is scored on the same."""
+    pixels = scores_of(evaluations[0], next(iter(evaluations[0]["rows"]))).true_pixels().numpy()
+    return pixels / pixels.sum()
 
 
 def answered_to_true(evaluations: Sequence[dict], name: str) -> np.ndarray:
-    """``(S, C)`` float64: a row's answers of each class over its true pixels, by seed, from what the record has.
-
-    With T the true pixels of a class, P its answers and I those that are right, IoU = I / (T + P - I) and
-    precision = I / P, so that P / T = 1 / ((1 / IoU + 1) precision - 1). 0 for a class that was never answered; NaN for
-    one that is not there, or whose answers are all wrong, for then the record does not tell how many they were.
-    """
-    iou, precision = per_class(evaluations, name), per_class(evaluations, name, "precision")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = 1 / ((1 / iou + 1) * precision - 1)
-    return np.where((iou == 0) & np.isnan(precision), 0.0, ratio)
+    """``(S, C)`` float64: a row's answers of each class over its true pixels, by seed; NaN without such pixels."""
+    said, true = per_class(evaluations, name, "answers"), per_class(evaluations, name, "true_pixels")
+    return np.where(true > 0, said / np.maximum(true, 1), np.nan)
 
 
 def result_rows(evaluations: Sequence[dict], split: str | None = None) -> list[dict]:
@@ -130,8 +147,7 @@ def result_rows(evaluations: Sequence[dict], split: str | None = None) -> list[d
     """
 
     def miou_of(evaluation: dict, name: str) -> float:
-        row = evaluation["rows"][name]
-        return (row["splits"][split] if split else row)["miou"]
+        return scores_of(evaluation, name, split).miou()
 
     names = shared_rows(evaluations)
     rows = []
@@ -204,7 +220,7 @@ def gains(evaluations: Sequence[dict]) -> list[dict]:
     if "source-only" not in names:
         return []
 
-    shares = np.array(evaluations[0]["class_shares"])
+    shares = class_shares(evaluations)
     rare = np.flatnonzero((shares > 0) & (shares < RARE_BELOW))
     before, lines = per_class(evaluations, "source-only"), []
     for name in names[1:]:
@@ -229,7 +245,7 @@ def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> s
     rows = [name for name in shared_rows(evaluations) if name != "oracle"]
 
     def mean(name: str) -> float:
-        return 100 * float(np.mean([e["rows"][name]["miou"] for e in evaluations]))
+        return 100 * float(np.mean([scores_of(e, name).miou() for e in evaluations]))
 
     steps = [f"{b} {mean(b) - mean(a):+.1f}" for a, b in zip(rows, rows[1:], strict=False)]
     text = f"**{study}**: {rows[0]} {mean(rows[0]):.1f} mIoU; " + ", ".join(steps)
@@ -241,7 +257,7 @@ def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> s
         moved = 100 * (per_class(evaluations, rows[-1]) - per_class(evaluations, "stage 1")).mean(0)
         order = [c for c in np.argsort(moved) if moved[c] == moved[c]]
         lost, won = ([f"{names[c]} {moved[c]:+.1f}" for c in some] for some in (order[:3], order[:-4:-1]))
-        shares = np.array(evaluations[0]["class_shares"])  # what is not known of a class counts nothing
+        shares = class_shares(evaluations)
         shares = shares * (shares < RARE_BELOW)
         said = {row: np.nansum(answered_to_true(evaluations, row) * shares, 1).mean() for row in rows}
         if shares.any():
