@@ -231,7 +231,7 @@ def test_a_record_keeps_where_and_how_long_the_training_ran(study, monkeypatch):
     train(again, "oracle")
     second = again.record("06_evaluation", {"rows": {}})
     assert second == json.loads(json.dumps(record)) and second["when"] == record["when"]
-    other = again.record("06_evaluation", {"rows": {"a": 1}})
+    other = again.record("06_evaluation", {"rows": {"a": {"confusion": {}}}})
     assert other["trained"] == record["trained"] and other["when"]["seconds"] >= 100
     runs = run.folder.parents[1]
     assert cost_cells({"folder": [0]}, runs)[1][0][-1] == f"{other['when']['seconds']:.0f}"
