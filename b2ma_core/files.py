@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -58,8 +59,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole; NaN becomes null."""
-    write_bytes(path, (json.dumps(_plain(value), indent=1, allow_nan=False) + "\n").encode())
+    """Write JSON whole; NaN becomes null, and a list of plain numbers takes one line."""
+    text = json.dumps(_plain(value), indent=1, allow_nan=False)
+    text = re.sub(r"\[\n[^][{}\"]*\]", lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
+    write_bytes(path, (text + "\n").encode())
 
 
 class _Loader(yaml.SafeLoader):

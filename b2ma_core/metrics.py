@@ -60,6 +60,25 @@ class ConfusionMatrix:
         self.matrix += counts[:, :-1]
         self.unanswered += counts[:, -1]
 
+    @classmethod
+    def of(cls, counts: Tensor | list[list[int]]) -> "ConfusionMatrix":
+        """The matrix whose :meth:`counts` these are.
+
+        Raises:
+            ValueError: if they are not ``(C, C + 1)``.
+        """
+        counts = torch.as_tensor(counts, dtype=torch.int64)
+        if counts.ndim != 2 or counts.shape[1] != len(counts) + 1:
+            raise ValueError(f"counts: must be (C, C + 1), got {tuple(counts.shape)}")
+        scores = cls(len(counts))
+        scores.matrix += counts[:, :-1]
+        scores.unanswered += counts[:, -1]
+        return scores
+
+    def counts(self) -> Tensor:
+        """``(C, C + 1)`` int64 pixels: rows are true classes, columns predicted ones and, last, no answer."""
+        return torch.cat([self.matrix, self.unanswered[:, None]], 1)
+
     def __iadd__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         """Add the counts of another."""
         self.matrix += other.matrix
@@ -69,8 +88,20 @@ class ConfusionMatrix:
     def iou(self) -> Tensor:
         """``(C,)`` float64 intersection over union, 0 .. 1; NaN for a class neither present nor predicted."""
         hits = self.matrix.diag().double()
-        union = self.matrix.sum(0) + self.matrix.sum(1) + self.unanswered - self.matrix.diag()
+        union = self.true_pixels() + self.answers() - self.matrix.diag()
         return hits / union.double()  # 0 / 0 is NaN
+
+    def true_pixels(self) -> Tensor:
+        """``(C,)`` int64 pixels that are of a class."""
+        return self.matrix.sum(1) + self.unanswered
+
+    def answers(self) -> Tensor:
+        """``(C,)`` int64 pixels that are predicted as a class."""
+        return self.matrix.sum(0)
+
+    def precision(self) -> Tensor:
+        """``(C,)`` float64 share of a class's answers that are right, 0 .. 1; NaN for a class never predicted."""
+        return self.matrix.diag().double() / self.answers().double()
 
     def miou(self, subset: Iterable[int] | None = None) -> float:
         """Mean IoU over ``subset`` of the classes (default all), classes with NaN left out; 0 .. 1."""
@@ -79,8 +110,7 @@ class ConfusionMatrix:
 
     def accuracy(self) -> float:
         """Share of the scored pixels that are right, 0 .. 1; NaN without pixels."""
-        total = self.matrix.sum() + self.unanswered.sum()
-        return float(self.matrix.diag().sum().double() / total.double())
+        return float(self.matrix.diag().sum().double() / self.true_pixels().sum().double())
 
 
 def reliability(

@@ -4,25 +4,15 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, ParamsError, load_params
-from b2ma_core.report.ablation import ablation_rows, arms_of, curve, main, read_ablation
-from b2ma_core.report.paper_figures import gap_bars
-from b2ma_core.report.results import (
-    ablation_cells,
-    answered_to_true,
-    difference,
-    gains,
-    in_words,
-    paired_difference,
-    read_evaluations,
-    result_rows,
-    spread,
-)
+from b2ma_core.report import paper_figures, results
+from b2ma_core.report.ablation import ablation_cells, ablation_rows, arms_of, curves, main, read_ablation
 from b2ma_core.study.arms import branch, first_stage, switched
 from b2ma_core.study.provenance import training
 from b2ma_core.study.records import STAGES, Run
@@ -122,29 +112,48 @@ def test_what_an_arm_switches_is_what_differs_once_defaults_are_applied(tmp_path
     assert switched("minicity+mixed", tmp_path)["target_jitter"] == 0.2  # what the arm itself says counts
 
 
+def scored(*iou: float, pixels: tuple[int, ...] = (1000, 1000, 1000)) -> dict:
+    """A row of a record by hand: every class has its IoU, what is not right was not answered."""
+    counts = np.zeros((len(iou), len(iou) + 1), int)
+    for c, value in enumerate(iou):
+        counts[c, [c, -1]] = round(value * pixels[c]), pixels[c] - round(value * pixels[c])
+    return {"confusion": {"val": counts.tolist()}}
+
+
 def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     for seed, (a, b) in enumerate([(0.40, 0.42), (0.50, 0.51), (0.60, 0.63)]):
-        finished("minicity", seed, tmp_path, {"stage 1": {"miou": a}, "round 1": {"miou": b}})
+        finished("minicity", seed, tmp_path, {"stage 1": scored(a), "round 1": scored(b)})
     table = {"first": [None, "stage 1"], "not run": ["plain", "round 1"], "second": [None, "round 1"]}
     rows = ablation_rows("minicity", {"table": table}, [0, 1, 2], tmp_path)
     assert [row["name"] for row in rows] == ["first", "second (and 1 not run)"] and rows[0]["difference"] is None
     mean, half = rows[1]["difference"]
-    assert mean == pytest.approx(0.02) and half == pytest.approx(4.303 * 0.01 / math.sqrt(3))
-    assert curve("minicity", {1: ["plain", "round 1"], 6: [None, "stage 1"]}, [0, 1, 2], tmp_path) == {
-        6: [0.40, 0.50, 0.60]
-    }
+    assert mean == pytest.approx(0.02) and half == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
+    plan = {"curves": {"queries": {1: ["plain", "round 1"], 6: [None, "stage 1"], 8.5: [None, "round 1"]},
+                       "grid": {2: ["plain", "round 1"], 4: [None, "round 1"]}}}  # fmt: skip
+    points = curves("minicity", plan, [0, 1, 2], tmp_path)
+    assert set(points["varied"]) == {"queries"}  # one value of the grid is no curve
+    assert points["to"].tolist() == ["6"] * 3 + ["8.5"] * 3 and points["seed"].tolist() == [0, 1, 2] * 2
+    assert points["miou"].tolist() == pytest.approx([0.40, 0.50, 0.60, 0.42, 0.51, 0.63])
+    (panel,) = paper_figures.curve_panels(points).axes
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["6", "8.5"]
+    assert panel.lines[-1].get_ydata() == pytest.approx([50, 52])  # the means, in percent
 
 
 def test_parts_are_taken_out_of_the_whole(tmp_path):
     for seed, (whole, without) in enumerate([(0.42, 0.40), (0.51, 0.50)]):
-        finished("minicity", seed, tmp_path, {"stage 1": {"miou": 0.3}, "round 1": {"miou": whole}})
-        finished("minicity+mix", seed, tmp_path, {"round 1": {"miou": without}})
+        finished("minicity", seed, tmp_path, {"stage 1": scored(0.3), "round 1": scored(whole)})
+        finished("minicity+mix", seed, tmp_path, {"round 1": scored(without)})
     table = {"stage 1": [None, "stage 1"], "whole": [None, "round 1"]}
     plan = {"table": table, "without": {"not run": ["plain", "round 1"], "no mix": ["mix", "round 1"]}}
     rows = ablation_rows("minicity", plan, [0, 1], tmp_path)
     assert [(row["name"], row["against"]) for row in rows][1:] == [("whole", "above"), ("no mix", "the whole")]
     assert rows[2]["difference"][0] == pytest.approx(-0.015)
-    assert ablation_cells(rows)[1][2][2].startswith("the whole: -1.5 (")
+    cells = ablation_cells(rows)
+    assert cells[""].tolist() == ["stage 1", "whole", "no mix"] and cells["mIoU (%)"][1] == "46.5 ± 6.4"
+    assert cells["against the row above (95%)"][2].startswith("the whole: -1.5 (")
+    left, right = paper_figures.ablation_dots(rows).axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["stage 1", "whole", "no mix"]
+    assert np.ma.filled(right.lines[0].get_xdata(), np.nan)[1:] == pytest.approx([16.5, -1.5])
     plan["table"]["missing"] = ["plain", "round 1"]  # the last row: there is no whole to compare with
     assert len(ablation_rows("minicity", plan, [0, 1], tmp_path)) == 2
 
@@ -152,11 +161,11 @@ def test_parts_are_taken_out_of_the_whole(tmp_path):
 def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):
     for study in ("minicity", "minicity+plain"):
         for seed in (0, 1):
-            finished(study, seed, tmp_path, {"round 1": {"miou": 0.5}})
+            finished(study, seed, tmp_path, {"round 1": scored(0.5)})
     table = {"whole": [None, "round 1"], "plain": ["plain", "round 1"]}
     plan = {"table": table}
     assert len(ablation_rows("minicity", plan, [0, 1], tmp_path)) == 2
-    assert len(read_evaluations("minicity", [0, 1], tmp_path)) == 2
+    assert len(results.read_records("minicity", [0, 1], tmp_path)) == 2
 
     def change(study, **values):
         path = tmp_path / study / "1" / "records" / "06_evaluation.json"
@@ -172,31 +181,56 @@ def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):
         ablation_rows("minicity", plan, [0, 1], tmp_path)
     change("minicity", stage1_steps=7)
     with pytest.raises(ValueError, match=r"minicity/1 was .* than minicity/0 \(stage1_steps\)"):
-        read_evaluations("minicity", [0, 1], tmp_path)
+        results.read_records("minicity", [0, 1], tmp_path)
+
+
+def tidy(*rows_of_seeds: dict, names: tuple[str, ...] = ("road", "pole", "rider")) -> pd.DataFrame:
+    records = [{"study": "mine", "seed": seed, "metrics": {"rows": rows}} for seed, rows in enumerate(rows_of_seeds)]
+    return results.tidy(records, names)
 
 
 def test_a_gap_that_is_none_has_no_share():
     """An oracle no better than source-only, in one seed of two: a dash, no division by zero, and no mean over the rest."""
-    rows = [{n: {"miou": v} for n, v in zip(("source-only", "stage 1", "oracle"), values, strict=True)}
-            for values in ((0.4, 0.5, 0.4), (0.4, 0.5, 0.6))]  # fmt: skip
-    (_, first, _), (_, both, _) = (result_rows([{"rows": r} for r in some]) for some in (rows[:1], rows))
-    assert math.isnan(first["gap"][0]) and spread(first["gap"]) == spread(both["gap"]) == spread(None) == "-"
-    assert result_rows([{"rows": rows[1]}])[1]["gap"] == pytest.approx([0.5])
-    del rows[1]["oracle"]  # the labels of a seed's data were taken away
-    assert [r["name"] for r in result_rows([{"rows": r} for r in rows])] == ["source-only", "stage 1"]
-    figure = gap_bars({"x": result_rows([{"rows": rows[0]}])}, {"x": "x"})
+    one, other = ({n: scored(v) for n, v in zip(("source-only", "stage 1", "oracle"), values, strict=True)}
+                  for values in ((0.4, 0.5, 0.4), (0.4, 0.5, 0.6)))  # fmt: skip
+    for seeds in ([one], [one, other]):
+        cells = results.table(tidy(*seeds, names=("road",)))
+        assert cells["gap closed (%)"].tolist() == ["-", "-", "-"]
+    assert cells["seed 1"].tolist() == ["40.0", "50.0", "60.0"] and cells["mIoU (%)"][2] == "50.0 ± 14.1"
+    cells = results.table(tidy(other, names=("road",)))
+    assert cells.values.tolist() == [["source-only", "40.0", "-"], ["stage 1", "50.0", "50.0"], ["oracle", "60.0", "-"]]
+    figure = paper_figures.gap_bars(tidy(one, names=("road",)))
     assert "nan" not in " ".join(text.get_text() for text in figure.axes[0].texts)
+    del other["oracle"]  # the labels of a seed's data were taken away
+    cells = results.table(tidy(one, other, names=("road",)))
+    assert cells[""].tolist() == ["source-only", "stage 1"] and cells["gap closed (%)"].tolist() == ["-", "-"]
 
 
-def test_a_single_seed_has_no_interval():
-    assert difference(paired_difference([0.5], [0.4])) == "+10.0"
+def test_tables_as_text():
+    cells = pd.DataFrame({"": ["a_b", "c"], "%": ["1.0 ± 0.5", "-"]})
+    assert results.table_text(cells).splitlines()[2].split() == ["|", "a_b", "|", "1.0", "±", "0.5", "|"]
+    assert r" a\_b & 1.0 $\pm$ 0.5 \\" in results.table_text(cells, "latex_booktabs")
+    assert results.table_text(cells, "plain").splitlines()[-1].split() == ["c", "-"]
+    assert results.tables_text(tidy({})) == "nothing was scored: the target has no labels\n"
+    assert list(results.table(tidy({}))) == ["", "mIoU (%)", "gap closed (%)"]  # and no row
+
+
+def test_an_interval_is_students_t_and_a_single_seed_has_none():
+    assert results.difference(results.paired_difference([0.5], [0.4])) == "+10.0"
+    mean, half = results.paired_difference([0.1, 0.3], [0, 0])  # half of 12.706 times 0.2: t of one degree of freedom
+    assert mean == pytest.approx(0.2) and half == pytest.approx(1.27062, abs=1e-5)
+    assert results.difference((mean, half)) == "+20.0 (-107.1 .. +147.1)" and results.difference(None) == "-"
 
 
 def test_gains_name_rare_classes_and_those_that_died():
-    rows = {"source-only": {"iou": [0.5, 0.2, 0.1]}, "stage 1": {"iou": [0.6, 0.0, 0.3]}, "oracle": {"iou": [1, 1, 1]}}
-    (line,) = gains([{"rows": rows, "class_shares": [0.99, 0.008, 0.002]}])
-    assert line["name"] == "stage 1" and line["died"] == [1]
-    assert line["all"][0] == pytest.approx(0.1 / 3) and line["rare"][0] == pytest.approx(0.0)
+    """Of 10,000 pixels 99% are road, 0.8% pole, 0.2% rider."""
+    iou = {"source-only": (0.5, 0.2, 0.1), "stage 1": (0.7, 0.0, 0.5), "oracle": (1, 1, 1)}
+    found = tidy({name: scored(*values, pixels=(9900, 80, 20)) for name, values in iou.items()})
+    assert results.gains(found).values.tolist() == [["mine", "stage 1", "+13.3", "+10.0", "pole"]]
+    found = tidy({name: scored(*values) for name, values in iou.items()})
+    assert results.gains(found)["rare classes"].tolist() == ["-"]
+    del iou["source-only"]
+    assert results.gains(tidy({name: scored(*values) for name, values in iou.items()})).empty
 
 
 def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
@@ -210,25 +244,57 @@ def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
 
 
 def test_the_findings_in_words_by_hand():
-    rows = {name: {"miou": miou, "iou": [miou, miou + d], "precision": [1, 0.5]} for name, miou, d in
-            (("source-only", 0.2, 0), ("stage 1", 0.3, 0.1), ("round 1", 0.4, -0.1), ("oracle", 0.6, 0))}  # fmt: skip
-    text = in_words("mine", [{"rows": rows, "class_shares": [0.995, 0.005]}], ("road", "pole"))
+    """835,800 pixels of road, 4,200 of pole (0.5%). Half of what is called pole is road, but for the oracle."""
+
+    def row(road: int, pole: int, wrong: int) -> dict:
+        return {"confusion": {"val": [[road, wrong, 835_800 - road - wrong], [0, pole, 4200 - pole]]}}
+
+    rows = {
+        "source-only": row(167_160, 1050, 1050),  # IoU of road 0.2; of pole 1050 / (4200 + 2100 - 1050) = 0.2
+        "stage 1": row(250_740, 2800, 2800),  # 0.3, 0.4
+        "round 1": row(417_900, 1800, 1800),  # 0.5, 0.3
+        "oracle": row(501_480, 2520, 0),  # 0.6, 0.6
+    }
+    text = results.in_words(tidy(rows, names=("road", "pole")))
     assert text.startswith(
-        "**mine**: source-only 20.0 mIoU; stage 1 +10.0, round 1 +10.0; 50% of the way to the oracle's 60.0"
+        "**mine**: source-only 20.0 mIoU; stage 1 +15.0, round 1 +5.0; 50% of the way to the oracle's 60.0"
     )
-    # of 100 pixels of pole with IoU 0.2 and precision 0.5: 50 answered, 25 of them right, 25 / (100 + 50 - 25)
     assert "under 1%, as a multiple of their true pixels: source-only 0.50, stage 1 1.33, round 1 0.86. From" in text
-    assert "most won road +10.0, pole -10.0; most lost or least won pole -10.0, road +10.0" in text
+    assert "most won road +20.0, pole -10.0; most lost or least won pole -10.0, road +20.0" in text
 
 
-def test_how_often_a_class_is_answered_comes_out_of_iou_and_precision():
-    truth, answers = np.random.default_rng(0).integers(0, 4, (2, 40, 40))
+def test_the_tidy_table_counts_every_class_of_every_split():
+    truth, answers = np.random.default_rng(0).integers(0, 4, (2, 2, 40, 40))
     answers[answers == 2] = 1  # never answered
     answers[(truth == 3) & (answers == 3)] = 0  # always wrong
-    scores = ConfusionMatrix(5)  # 4 is not there
-    scores.update(answers, truth)
-    precision = scores.matrix.diag() / scores.matrix.sum(0)
-    found = [{"rows": {"x": {"iou": scores.iou().tolist(), "precision": precision.tolist()}}}]
-    (ratio,) = answered_to_true(found, "x")
-    assert ratio[:2] == pytest.approx([(answers == c).sum() / (truth == c).sum() for c in (0, 1)])
-    assert ratio[2] == 0 and np.isnan(ratio[3:]).all()
+    parts = {"train": ConfusionMatrix(5), "val": ConfusionMatrix(5)}  # 4 is not there
+    for i, scores in enumerate(parts.values()):
+        scores.update(answers[i], truth[i])
+    row = {"confusion": {split: scores.counts().tolist() for split, scores in parts.items()}}
+    found = tidy({"x": row}, {"x": row}, names=tuple("abcde")).set_index(["seed", "split", "class"])
+    assert len(found) == 2 * 3 * 5 and set(found["row"]) == {"x"} and set(found["study"]) == {"mine"}
+    for split, some in (("train", slice(0, 1)), ("val", slice(1, 2)), (results.ALL, slice(0, 2))):
+        said, true = answers[some], truth[some]
+        for i, name in enumerate("abcd"):
+            line, right = found.loc[(1, split, name)], ((said == i) & (true == i)).sum()
+            assert line["true_pixels"] == (true == i).sum() and line["answers"] == (said == i).sum()
+            assert line["iou"] == right / ((said == i) | (true == i)).sum()
+            assert name == "c" or line["precision"] == right / (said == i).sum()
+        assert found.loc[(0, split, "e")][["true_pixels", "answers"]].tolist() == [0, 0]
+        assert np.isnan(found["precision"][0, split, "c"]) and np.isnan(found["iou"][0, split, "e"])
+    table = found.reset_index()
+    assert results.miou(table, "val").loc["x", 1] == pytest.approx(parts["val"].miou())
+    axis = paper_figures.answered_by_class(results.together(table)).axes[0]
+    expected = [(answers == i).sum() / (truth == i).sum() for i in range(4)]
+    assert axis.lines[0].get_ydata() == pytest.approx(np.maximum(expected, 0.02))
+    axis = paper_figures.noise_by_class(results.together(table)).axes[0]
+    right = [((answers == i) & (truth == i)).sum() / (answers == i).sum() for i in (0, 1, 3)]
+    assert [bar.get_height() for bar in axis.patches if bar.get_height() > 0][:3] == pytest.approx(
+        [100 * (1 - share) for share in right]
+    )
+
+
+def test_a_record_without_confusion_matrices_is_named(tmp_path):
+    finished("minicity", 0, tmp_path, {"stage 1": {"miou": 0.5, "iou": [0.5]}})
+    with pytest.raises(ValueError, match=r"06_evaluation.json: is of an older form.*SEEDS=0 FROM=06_evaluation"):
+        results.read_records("minicity", [0], tmp_path)

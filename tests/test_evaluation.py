@@ -1,5 +1,7 @@
 """Evaluation of a run: splits that were joined are scored apart, predictions have each image's own size."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -37,18 +39,20 @@ def test_joined_splits_are_scored_apart_and_together(finished):
     metrics, scores = evaluation.evaluate_run(finished, False)
     scale = finished.params.predict_scale
     answers = predict(finished.model, make_fabric(finished.params), finished.val.images, (64, 128), scale)
-    for at, value in (
-        (slice(0, 4), metrics["rows"]["stage 1"]["splits"]["train"]["miou"]),
-        (slice(4, 6), metrics["rows"]["stage 1"]["splits"]["val"]["miou"]),
-        (slice(0, 6), metrics["rows"]["stage 1"]["miou"]),
-    ):
+    kept = json.loads(json.dumps(metrics["rows"]["stage 1"]))  # integers, as the record keeps them
+    for at, split in ((slice(0, 4), "train"), (slice(4, 6), "val"), (slice(0, 6), results.ALL)):
         expected = ConfusionMatrix(19)
         expected.update(answers[at], np.array(finished.val.labels[at]))
-        assert value == pytest.approx(expected.miou(), abs=1e-3)
+        found = results.scores_of(metrics, "stage 1", split)
+        assert found.miou() == pytest.approx(expected.miou(), abs=1e-3)
+        assert torch.equal(found.true_pixels(), expected.true_pixels())
+    assert results.scores_of({"rows": {"x": kept}}, "x").miou() == kept["miou"]
+    assert np.array(kept["confusion"]["val"]).shape == (19, 20)
     assert int(scores["stage 1"].matrix.sum()) == (np.array(finished.val.labels) != 255).sum()
-    assert results.splits_of([metrics]) == ["train", "val"]
-    (row,) = results.result_rows([metrics], "val")
-    assert row["miou"] == [metrics["rows"]["stage 1"]["splits"]["val"]["miou"]] and row["gap"] is None
+    found = results.tidy([{"study": "mine", "seed": 0, "metrics": metrics}], finished.params.space.names)
+    assert found["split"].unique().tolist() == [results.ALL, "train", "val"]
+    miou = results.scores_of(metrics, "stage 1", "val").miou()
+    assert results.table(found, "val").values.tolist() == [["stage 1", f"{100 * miou:.1f}", "-"]]
 
 
 def test_each_image_is_scored_at_its_labels_own_size(finished, street_folder, tmp_path):

@@ -24,6 +24,20 @@ def test_a_hand_worked_map():
     assert iou[:2].tolist() == [1 / 3, 2 / 3] and iou[2].isnan()
     assert scores.miou() == pytest.approx(0.5) and scores.miou([1]) == pytest.approx(2 / 3)
     assert scores.matrix.dtype == torch.int64 and iou.dtype == torch.float64
+    assert scores.true_pixels().tolist() == [2, 3, 0] and scores.answers().tolist() == [2, 2, 0]
+    precision = scores.precision()
+    assert precision[:2].tolist() == [1 / 2, 1] and precision[2].isnan() and scores.accuracy() == 3 / 5
+
+
+def test_counts_hold_all_of_a_matrix():
+    scores = ConfusionMatrix(3)
+    scores.update(torch.tensor([[0, 0, 1], [1, 1, 255]]), torch.tensor([[0, 1, 1], [1, 255, 0]]))
+    assert scores.counts().tolist() == [[1, 0, 0, 1], [1, 2, 0, 0], [0, 0, 0, 0]]
+    again = ConfusionMatrix.of(scores.counts().tolist())
+    again += scores
+    assert torch.equal(again.counts(), 2 * scores.counts()) and scores.counts().sum() == 5
+    with pytest.raises(ValueError, match=r"counts: must be \(C, C \+ 1\), got \(3, 3\)"):
+        ConfusionMatrix.of(scores.matrix)
 
 
 def test_iou_agrees_with_torchmetrics():

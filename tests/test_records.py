@@ -90,3 +90,11 @@ def test_what_a_notebook_is_given_overrides_the_studys_file():
 def test_json_has_no_nan(tmp_path):
     write_json(tmp_path / "x.json", {"a": float("nan"), 1: (2, np.int64(3))})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "1": [2, 3]}
+
+
+def test_a_row_of_a_matrix_takes_one_line(tmp_path):
+    value = {"m": np.arange(6).reshape(2, 3), "words": ["a [ 1,\n 2 ]", "b"], "none": [], "nan": [0.5, float("nan")]}
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text()
+    assert '\n "m": [\n  [0, 1, 2],\n  [3, 4, 5]\n ],' in text and '"nan": [0.5, null]' in text
+    assert json.loads(text)["words"] == value["words"] and json.loads(text)["none"] == []

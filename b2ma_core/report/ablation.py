@@ -1,17 +1,17 @@
 """The ablation's table and curves. ``params/ablation.yaml`` lists the arms; ``study/arms.py`` makes runs of them."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from b2ma_core.files import PROJECT
 from b2ma_core.params import load_params, study_file, unlike
 from b2ma_core.processes import run_command
-from b2ma_core.report.results import ablation_cells, check_alike, paired_difference, plain
+from b2ma_core.report import results
 from b2ma_core.study.check import check_study, seeds_of
 from b2ma_core.study.pipeline import EVALUATION
 
@@ -40,9 +40,9 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
         paths = [runs / each / str(seed) / "records" / f"{EVALUATION}.json" for each in (study, name)]
         if not all(path.is_file() for path in paths):
             return None
-        origin, record = (json.loads(path.read_text()) for path in paths)
-        check_alike(record, origin, switches)
-        found.append(record["metrics"]["rows"][row]["miou"])
+        origin, record = map(results.read_record, paths)
+        results.check_alike(record, origin, switches)
+        found.append(results.scores_of(record["metrics"], row).miou())
     return found
 
 
@@ -59,21 +59,34 @@ def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PRO
             missing += 1
             continue
         name, missing = f"{name} (and {missing} not run)" if missing else name, 0
-        against = paired_difference(miou, rows[-1]["miou"]) if rows else None
+        against = results.paired_difference(miou, rows[-1]["miou"]) if rows else None
         rows.append({"name": name, "miou": miou, "difference": against, "against": "above"})
     whole = None if missing or not rows else rows[-1]["miou"]
     for name, cell in plan.get("without", {}).items():
         miou = cell_scores(study, cell, seeds, runs)
         if whole and miou:
-            against = paired_difference(miou, whole)
+            against = results.paired_difference(miou, whole)
             rows.append({"name": name, "miou": miou, "difference": against, "against": "the whole"})
     return rows
 
 
-def curve(study: str, points: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[float, list[float]]:
-    """What was varied -> mIoU of each seed, for the values that have been run."""
-    found = {value: cell_scores(study, cell, seeds, runs) for value, cell in points.items()}
-    return {value: miou for value, miou in found.items() if miou is not None}
+def ablation_cells(rows: list[dict]) -> pd.DataFrame:
+    """The ablation's table in words, of :func:`ablation_rows`."""
+    against = ["the whole: " * (r["against"] == "the whole") + results.difference(r["difference"]) for r in rows]
+    return pd.DataFrame({"": [r["name"] for r in rows], "mIoU (%)": [results.spread(r["miou"]) for r in rows],
+                         "against the row above (95%)": against})  # fmt: skip
+
+
+def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
+    """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``varied``, ``to``, ``seed`` and
+    ``miou``, a line a value and seed."""
+    lines = []
+    for name, points in plan["curves"].items():
+        found = {value: cell_scores(study, cell, seeds, runs) for value, cell in points.items()}
+        run = {f"{value:g}": miou for value, miou in found.items() if miou is not None}
+        lines += [(name, value, *each) for value, miou in run.items() if len(run) > 1
+                  for each in zip(seeds, miou, strict=True)]  # fmt: skip
+    return pd.DataFrame(lines, columns=["varied", "to", "seed", "miou"])
 
 
 def main(what: str, study: str, seeds: str, *names: str) -> None:
@@ -86,7 +99,7 @@ def main(what: str, study: str, seeds: str, *names: str) -> None:
     if what == "table":
         rows = ablation_rows(study, plan, numbers)
         print(f"\n{study}, seeds {numbers}: mean, and paired differences (95%, Student's t)")
-        print(plain(*ablation_cells(rows)))
+        print(results.table_text(ablation_cells(rows), "plain"))
         return
     if names[:1] == ("quick",):
         names = (*plan["quick"], *names[1:])

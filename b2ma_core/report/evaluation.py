@@ -9,9 +9,8 @@ import numpy as np
 from lightning_fabric import Fabric
 from PIL import Image
 
-from b2ma_core.data.datasets import Data, class_frequencies, load
+from b2ma_core.data.datasets import Data, load
 from b2ma_core.files import write_bytes, write_png
-from b2ma_core.labels import LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.report.results import gap_closed
 from b2ma_core.study.pipeline import EVALUATION, trainings
@@ -37,12 +36,13 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
         with_oracle: score ``oracle/`` too.
 
     Returns:
-        The metrics for the record and the confusion matrices by row. The metrics are ``rows`` (mIoU, IoU, precision,
-        accuracy, subsets, the best checkpoint's mIoU, and the same by split where several were joined),
-        ``gap_closed`` of the last row (None without oracle), ``class_shares`` of the truth and ``scored_on``.
-        Without labels to score with, rows are empty. A few images with predictions go to ``records/samples.npz``.
+        The metrics for the record and the confusion matrices by row, all splits together. The metrics are ``rows``
+        (``confusion``: split -> :meth:`ConfusionMatrix.counts`, of which all tables are made; for whoever opens the
+        record, ``miou`` of all splits together and ``best_miou``, the best checkpoint's), ``gap_closed`` of the last
+        row (None without oracle) and ``scored_on``. Without labels to score with, rows are empty. A few images with
+        predictions go to ``records/samples.npz``.
     """
-    params, space = run.params, run.params.space
+    params = run.params
     fabric, val = make_fabric(params), load(params, "target_val")
     scores: dict[str, ConfusionMatrix] = {}
     rows: dict[str, dict] = {}
@@ -52,23 +52,19 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
         parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
         for name in [*_box_rows(run, val), *names]:
             apart = _score_apart(run, name, parts, fabric)
-            scores[name] = ConfusionMatrix(space.num_classes)
+            scores[name] = ConfusionMatrix(params.space.num_classes)
             for s in apart.values():
                 scores[name] += s
-            rows[name] = {**_values(scores[name], space), "best_miou": _best(run, name)}
-            if len(parts) > 1:
-                rows[name]["splits"] = {split: _values(s, space) for split, s in apart.items()}
+            rows[name] = {
+                "miou": scores[name].miou(),
+                "best_miou": _best(run, name),
+                "confusion": {split: s.counts().tolist() for split, s in apart.items()},
+            }
     gap = None
     if {"source-only", "oracle"} <= set(rows):
         gap = gap_closed(*(rows[name]["miou"] for name in ("source-only", row_names(run)[-1], "oracle")))
     _save_samples(run, val)
-    shares = class_frequencies(val.labels, space.num_classes) if labelled else None
-    return {
-        "rows": rows,
-        "gap_closed": gap,
-        "class_shares": shares,
-        "scored_on": _scored_on(run, val, labelled),
-    }, scores
+    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, labelled)}, scores
 
 
 def predict_part(run: Run, part: Data, shown: Sequence[int]) -> np.ndarray:
@@ -115,16 +111,6 @@ def _score_apart(run: Run, name: str, parts: dict[str, Data], fabric: Fabric) ->
                 for split, part in parts.items()}  # fmt: skip
     model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
     return {split: score(model, fabric, part, classes, run.params.predict_scale) for split, part in parts.items()}
-
-
-def _values(scores: ConfusionMatrix, space: LabelSpace) -> dict:
-    return {
-        "miou": scores.miou(),
-        "iou": scores.iou(),
-        "precision": scores.matrix.diag().double() / scores.matrix.sum(0).double(),  # NaN: never predicted
-        "accuracy": scores.accuracy(),
-        "subsets": {subset: scores.miou(ids) for subset, ids in space.subsets.items()},
-    }
 
 
 def _score_labels(labels: np.ndarray, val: Data, num_classes: int) -> ConfusionMatrix:

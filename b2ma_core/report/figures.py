@@ -8,8 +8,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from IPython.display import Code
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -17,7 +19,9 @@ from b2ma_core.hard_patches import HardPatch, cell
 from b2ma_core.labels import LabelSpace
 
 PALETTE = sns.color_palette("colorblind")
-STYLE = {
+COLUMN, PAGE = 3.3, 7.0  # widths in inches
+sns.set_palette(PALETTE)
+plt.rcParams.update({
     "font.size": 8,
     "axes.titlesize": 8,
     "figure.dpi": 110,
@@ -26,8 +30,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-}
-plt.rcParams.update(STYLE)
+})  # fmt: skip
 
 
 def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], width: float = 7.0) -> Figure:
@@ -73,17 +76,34 @@ def error_picture(prediction: np.ndarray, truth: np.ndarray, ignore_index: int =
     return picture
 
 
+def class_bars(data: pd.DataFrame, value: str, **axis) -> Figure:
+    """Bars over classes, a series a row: means over seeds, with the standard deviation of several.
+
+    Args:
+        data: tidy, with the columns ``class``, ``row`` and
+        value: the one to draw.
+        axis: for ``Axes.set``.
+    """
+    figure, axes = plt.subplots(figsize=(PAGE, 2.5))
+    sns.barplot(data, x="class", y=value, hue="row", errorbar="sd", err_kws={"linewidth": 0.6}, saturation=1, ax=axes)
+    axes.set(**axis)
+    finish_classes(axes)
+    return figure
+
+
+def finish_classes(axes: Axes) -> None:
+    """Names of classes, slanted, and the legend above."""
+    axes.set(xlabel="")
+    plt.setp(axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+    sns.move_legend(axes, "lower center", ncols=5, fontsize=7, title=None, bbox_to_anchor=(0.5, 1))
+
+
 def class_frequency_bars(frequencies: Mapping[str, np.ndarray], space: LabelSpace) -> Figure:
     """Share of pixels per class on a log scale, one series per name; classes in falling order of the first."""
-    order = np.argsort(-next(iter(frequencies.values())), kind="stable")
-    figure, axis = plt.subplots(figsize=(7, 2.4))
-    width = 0.8 / len(frequencies)
-    for i, (name, values) in enumerate(frequencies.items()):
-        axis.bar(np.arange(len(order)) + i * width, 100 * values[order], width, label=name, color=PALETTE[i])
-    axis.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
-    axis.set(yscale="log", ylabel="share of pixels (%)")
-    axis.set_xticks(np.arange(len(order)) + 0.4 - width / 2, [space.names[c] for c in order], rotation=45, ha="right")
-    axis.legend()
+    data = 100 * pd.DataFrame(frequencies, pd.Index(space.names, name="class"))
+    data = data.sort_values(data.columns[0], ascending=False, kind="stable").reset_index()
+    figure = class_bars(data.melt("class", var_name="row"), "value", yscale="log", ylabel="share of pixels (%)")
+    figure.axes[0].axhline(1, color="0.4", linewidth=0.8, linestyle=":")
     return figure
 
 
@@ -103,14 +123,10 @@ def training_curves(histories: Mapping[str, Mapping]) -> Figure:
     """Loss and mIoU over steps, one line per name; the loss is a running mean of 25 steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained")
     for i, (name, history) in enumerate(histories.items()):
-        loss = np.array(history["loss"])
-        if len(loss):
-            window = min(25, len(loss))
-            smooth = np.convolve(loss, np.ones(window) / window, "valid")
-            left.plot(np.arange(len(smooth)) + window, smooth, label=name, color=PALETTE[i % 10])
-        if history["miou"]:
-            steps, values = np.array(history["miou"]).T
-            right.plot(steps, 100 * values, marker="o", markersize=3, label=name, color=PALETTE[i % 10])
+        loss = pd.Series(history["loss"], np.arange(len(history["loss"])) + 1, float)
+        left.plot(loss.rolling(min(25, max(len(loss), 1))).mean(), label=name, color=f"C{i}")
+        steps, values = np.reshape(history["miou"], (-1, 2)).T
+        right.plot(steps, 100 * values, marker="o", markersize=3, color=f"C{i}")
     left.set(xlabel="step", ylabel="loss", yscale="log")
     right.set(xlabel="step", ylabel="mIoU (%)")
     left.legend()
@@ -192,19 +208,9 @@ def mixed_samples(images, cuts, labels, confidence, seen, space: LabelSpace, thr
     return figure
 
 
-def class_iou_bars(rows: Mapping[str, np.ndarray], space: LabelSpace) -> Figure:
-    """IoU per class, one series per row; several seeds (``(S, C)`` arrays) show mean and standard deviation."""
-    figure, axis = plt.subplots(figsize=(7, 2.6))
-    width = 0.84 / len(rows)
-    for i, (name, values) in enumerate(rows.items()):
-        values = 100 * np.atleast_2d(np.array(values, float))
-        spread = values.std(0, ddof=1) if len(values) > 1 else None
-        axis.bar(np.arange(space.num_classes) + i * width, values.mean(0), width, yerr=spread, label=name,
-                 color=PALETTE[i % 10], error_kw={"linewidth": 0.6})  # fmt: skip
-    axis.set(ylabel="IoU (%)", ylim=(0, 100))
-    axis.set_xticks(np.arange(space.num_classes) + 0.42, space.names, rotation=45, ha="right")
-    axis.legend(ncols=5, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1))
-    return figure
+def class_iou_bars(scores: pd.DataFrame) -> Figure:
+    """IoU per class, one series per row: lines of :func:`results.class_scores`, of one seed or several."""
+    return class_bars(scores.assign(iou=100 * scores["iou"]), "iou", ylabel="IoU (%)", ylim=(0, 100))
 
 
 def confusion_picture(matrix: np.ndarray, space: LabelSpace) -> Figure:
@@ -219,18 +225,23 @@ def confusion_picture(matrix: np.ndarray, space: LabelSpace) -> Figure:
 
 
 def miou_by_row(rows: Mapping[str, Sequence[float]]) -> Figure:
-    """mIoU of source-only, the stages and the oracle; one dot a seed, a line through the means."""
-    figure, axis = plt.subplots(figsize=(3.3, 2.3))
-    names = [name for name in rows if name != "oracle"]
-    axis.plot(range(len(names)), [100 * np.mean(rows[n]) for n in names], color=PALETTE[0], marker="o", markersize=4)
-    for i, name in enumerate(names):
-        axis.scatter([i] * len(rows[name]), 100 * np.array(rows[name]), s=8, color="0.35", zorder=3)
-    if "oracle" in rows:
-        axis.axhline(100 * np.mean(rows["oracle"]), color=PALETTE[2], linestyle="--", label="oracle")
+    """mIoU (0 .. 1) of source-only, the stages and the oracle; one dot a seed, a line through the means."""
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.3))
+    values = 100 * pd.DataFrame(rows)
+    dots_and_means(values.drop(columns="oracle", errors="ignore"), axis)
+    if "oracle" in values:
+        axis.axhline(values["oracle"].mean(), color=PALETTE[2], linestyle="--", label="oracle")
         axis.legend(loc="lower right")
-    axis.set_xticks(range(len(names)), names, rotation=25, ha="right")
-    axis.set(ylabel="mIoU (%)")
+    plt.setp(axis.get_xticklabels(), rotation=25, ha="right", rotation_mode="anchor")
+    axis.set(xlabel="", ylabel="mIoU (%)")
     return figure
+
+
+def dots_and_means(data: pd.DataFrame, axis: Axes, linestyle: str = "-", **columns: str) -> None:
+    """One dot a seed and a line through the means; ``columns``: ``x`` and ``y`` of tidy data, as seaborn has them."""
+    sns.stripplot(data, **columns, color="0.35", size=3, jitter=False, zorder=3, ax=axis)
+    sns.pointplot(data, **columns, errorbar=None, color=PALETTE[0], marker="D", markersize=4, linewidth=1.5,
+                  linestyle=linestyle, ax=axis)  # fmt: skip
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from b2ma_core.labels import LabelSpace
-from b2ma_core.report.figures import PALETTE
-
-COLUMN, PAGE = 3.3, 7.0  # widths in inches
+from b2ma_core.report.figures import COLUMN, PAGE, PALETTE, class_bars, dots_and_means, finish_classes
+from b2ma_core.report.results import gaps_closed, miou
 
 
 def pipeline_overview(notebook: str | None = None) -> Figure:
@@ -61,27 +61,20 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
     return figure
 
 
-def gap_bars(rows: Mapping[str, Sequence[dict]], titles: Mapping[str, str]) -> Figure:
-    """mIoU of every row of several studies, a panel a study: mean and standard deviation over seeds.
-
-    Args:
-        rows: study -> rows of :func:`tables.result_rows`.
-        titles: study -> title of its panel.
-    """
-    figure, axes = plt.subplots(1, len(rows), squeeze=False, figsize=(PAGE, 2.5), layout="constrained")
-    for axis, (study, lines) in zip(axes[0], rows.items(), strict=True):
-        names = [line["name"] for line in lines]
-        values = [100 * np.array(line["miou"]) for line in lines]
-        color = [{"source-only": "0.6", "oracle": PALETTE[2]}.get(name, PALETTE[0]) for name in names]
-        spread = [v.std(ddof=1) if len(v) > 1 else 0 for v in values]
-        axis.bar(names, [v.mean() for v in values], yerr=spread, color=color, error_kw={"linewidth": 0.8})
-        for i, (line, v) in enumerate(zip(lines, values, strict=True)):
-            closed = np.nan if line["gap"] is None else 100 * np.mean(line["gap"])
-            text = f"{v.mean():.1f}" + ("" if np.isnan(closed) else f"\n{closed:.0f}%")
-            axis.text(i, v.mean() + spread[i] + 0.5, text, ha="center", va="bottom", fontsize=6)
-        axis.set_title(f"{titles[study]}\n{len(values[0])} seed{'s' * (len(values[0]) > 1)}")
-        axis.tick_params(axis="x", rotation=40)
-        plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
+def gap_bars(results: pd.DataFrame) -> Figure:
+    """mIoU of every row of several studies, a panel each: mean and standard deviation over seeds, share of the gap."""
+    studies = list(results.groupby("study", sort=False))
+    figure, axes = plt.subplots(1, len(studies), squeeze=False, figsize=(PAGE, 2.5), layout="constrained")
+    for axis, (study, part) in zip(axes[0], studies, strict=True):
+        values, gaps = 100 * miou(part), 100 * gaps_closed(miou(part)).mean(axis=1, skipna=False)
+        means, spread = values.mean(axis=1), values.std(axis=1).fillna(0)
+        color = [{"source-only": "0.6", "oracle": PALETTE[2]}.get(name, PALETTE[0]) for name in values.index]
+        axis.bar(values.index, means, yerr=spread, color=color, error_kw={"linewidth": 0.8})
+        for i, row in enumerate(values.index):
+            text = f"{means[row]:.1f}" + ("" if np.isnan(gaps[row]) else f"\n{gaps[row]:.0f}%")
+            axis.text(i, means[row] + spread[row] + 0.5, text, ha="center", va="bottom", fontsize=6)
+        axis.set_title(f"{study}\n{values.shape[1]} seed{'s' * (values.shape[1] > 1)}")
+        plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
         axis.margins(y=0.18)
     axes[0, 0].set(ylabel="mIoU (%), share of the gap")
     return figure
@@ -92,85 +85,62 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(PAGE, 0.5 + 0.24 * len(rows)), layout="constrained", sharey=True
     )
-    places = np.array([-i - 0.5 * (row["against"] == "the whole") for i, row in enumerate(rows)])
-    for place, row in zip(places, rows, strict=True):
-        values = 100 * np.array(row["miou"])
-        left.scatter(values, [place] * len(values), s=10, color="0.4")
-        left.scatter(values.mean(), place, s=26, color=PALETTE[0], marker="D")
-        if row["difference"]:
-            mean, half = (100 * value for value in row["difference"])
-            right.errorbar(mean, place, xerr=None if half != half else half, fmt="D", color=PALETTE[0], markersize=4,
-                           capsize=2)  # fmt: skip
+    data = pd.DataFrame(rows)[["name", "miou"]].explode("miou", ignore_index=True)
+    dots_and_means(data.assign(miou=100 * data["miou"].astype(float)), left, "none", x="miou", y="name")
+    mean, half = 100 * np.array([row["difference"] or (np.nan, np.nan) for row in rows]).T
+    right.errorbar(mean, np.arange(len(rows)), xerr=half, fmt="D", color=PALETTE[0], markersize=4, capsize=2)
     right.axvline(0, color="0.4", linewidth=0.8)
-    left.set_yticks(places, [row["name"] for row in rows])
-    left.set(xlabel="mIoU (%)")
-    parts = [place for place, row in zip(places, rows, strict=True) if row["against"] == "the whole"]
+    left.set(xlabel="mIoU (%)", ylabel="")
+    right.set(xlabel="against the row above (95% interval)")
+    parts = [i for i, row in enumerate(rows) if row["against"] == "the whole"]
     if parts:
         for axis in (left, right):
-            axis.axhline(parts[0] + 0.75, color="0.6", linewidth=0.6, linestyle=":")
-        right.annotate("against the whole:", (0.98, parts[0] + 0.55), xycoords=("axes fraction", "data"), ha="right",
+            axis.axhline(parts[0] - 0.5, color="0.6", linewidth=0.6, linestyle=":")
+        right.annotate("against the whole:", (0.98, parts[0] - 0.3), xycoords=("axes fraction", "data"), ha="right",
                        va="center", fontsize=6)  # fmt: skip
-    right.set(xlabel="against the row above (95% interval)")
     return figure
 
 
-def curve_panels(curves: Mapping[str, Mapping[float, Sequence[float]]]) -> Figure:
-    """mIoU against what was varied: one panel each, one dot a seed, a line through the means."""
-    figure, axes = plt.subplots(1, len(curves), squeeze=False, figsize=(PAGE, 2.0), layout="constrained")
-    for axis, (name, points) in zip(axes[0], curves.items(), strict=True):
-        places = np.arange(len(points))
-        axis.plot(places, [100 * np.mean(v) for v in points.values()], color=PALETTE[0], marker="D", markersize=4)
-        for place, values in zip(places, points.values(), strict=True):
-            axis.scatter([place] * len(values), 100 * np.array(values), s=8, color="0.4", zorder=3)
-        axis.set_xticks(places, [f"{value:g}" for value in points])
+def curve_panels(points: pd.DataFrame) -> Figure:
+    """mIoU against what was varied, as :func:`ablation.curves` has it: one dot a seed, a line through the means."""
+    panels = list(points.groupby("varied", sort=False))
+    figure, axes = plt.subplots(1, len(panels), squeeze=False, figsize=(PAGE, 2.0), layout="constrained")
+    for axis, (name, part) in zip(axes[0], panels, strict=True):
+        dots_and_means(part.assign(miou=100 * part["miou"]), axis, x="to", y="miou")
         axis.set(xlabel=name, ylabel="mIoU (%)")
     return figure
 
 
-def noise_by_class(precision: Mapping[str, np.ndarray], space: LabelSpace) -> Figure:
-    """Share of a class's answers that are wrong (1 - precision), one series a name, a mean over seeds.
+def noise_by_class(scores: pd.DataFrame) -> Figure:
+    """Share of a class's answers that are wrong (1 - precision): lines of :func:`results.class_scores`."""
+    wrong = scores.assign(wrong=100 * (1 - scores["precision"]))
+    return class_bars(wrong, "wrong", ylabel="wrong answers (%)", ylim=(0, 100))
+
+
+def answered_by_class(scores: pd.DataFrame, lowest: float = 0.02) -> Figure:
+    """How often each class is answered, as a multiple of its true pixels: one series a row, a mean over seeds.
 
     Args:
-        precision: name -> ``(S, C)`` floats, 0 .. 1; NaN where a class was never answered.
-        space: names.
-    """
-    figure, axis = plt.subplots(figsize=(PAGE, 2.3))
-    width = 0.84 / len(precision)
-    for i, (name, values) in enumerate(precision.items()):
-        wrong = 100 * (1 - np.nanmean(np.atleast_2d(values), 0))
-        axis.bar(np.arange(len(wrong)) + i * width, wrong, width, label=name, color=PALETTE[i])
-    axis.set(ylabel="wrong answers (%)", ylim=(0, 100))
-    axis.set_xticks(np.arange(space.num_classes) + 0.42, space.names, rotation=45, ha="right")
-    axis.legend(ncols=4, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1))
-    return figure
-
-
-def answered_by_class(ratios: Mapping[str, np.ndarray], space: LabelSpace, lowest: float = 0.02) -> Figure:
-    """How often each class is answered, as a multiple of its true pixels: one series a name, a mean over seeds.
-
-    Args:
-        ratios: name -> ``(S, C)`` floats from 0; NaN where it is not known.
-        space: names.
+        scores: lines of :func:`results.class_scores`.
         lowest: smaller ratios are drawn here, so that a class that died shows on the logarithmic axis.
     """
+    data = scores[scores["true_pixels"] > 0].assign(ratio=lambda known: known["answers"] / known["true_pixels"])
+    series = data["row"].nunique()
     figure, axis = plt.subplots(figsize=(PAGE, 2.3))
-    places = np.arange(space.num_classes)
-    for i, (name, values) in enumerate(ratios.items()):
-        means = np.ma.masked_invalid(np.atleast_2d(values)).mean(0).filled(np.nan)
-        axis.plot(places + 0.2 * (i - 1), means.clip(lowest), "ovsD"[i], color=PALETTE[i], label=name, markersize=4)
+    sns.pointplot(data, x="class", y="ratio", hue="row", estimator=lambda ratios: max(ratios.mean(), lowest),
+                  dodge=0.4 * (series > 1), errorbar=None, linestyle="none", markers=list("ovsD")[:series],
+                  markersize=4, ax=axis)  # fmt: skip
     axis.axhline(1, color="0.4", linewidth=0.8)
     axis.set(yscale="log", ylabel="answered / true pixels", ylim=(lowest * 0.8, None))
     axis.set_yticks([lowest, 0.1, 0.5, 1, 2, 5], [f"{lowest:g} or less", "0.1", "0.5", "1", "2", "5"])
     axis.minorticks_off()
-    axis.set_xticks(places, space.names, rotation=45, ha="right")
-    axis.legend(ncols=4, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1))
+    finish_classes(axis)
     return figure
 
 
 def patches_by_class(counts: Mapping[str, int]) -> Figure:
     """How many hard patches hold each rare class."""
     figure, axis = plt.subplots(figsize=(COLUMN, 0.5 + 0.2 * len(counts)))
-    names = sorted(counts, key=counts.get)
-    axis.barh(names, [counts[name] for name in names], color=PALETTE[3])
+    sns.barplot(pd.Series(counts).sort_values(ascending=False), orient="h", color=PALETTE[3], saturation=1, ax=axis)
     axis.set(xlabel="hard patches that hold it")
     return figure

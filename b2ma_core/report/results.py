@@ -1,35 +1,42 @@
-"""Result tables from records alone: ``python -m b2ma_core.report.results STUDY SEED [SEED ..]`` prints one."""
+"""Results as one tidy table, from records alone: ``python -m b2ma_core.report.results STUDY SEED ..`` prints them."""
 
 import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
 from b2ma_core.files import PROJECT
-from b2ma_core.params import study_file, unlike
+from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.params import load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
 from b2ma_core.study.pipeline import EVALUATION, STAGES
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
+ALL = "all"  # in place of a split: all images together
 
 
-def read_evaluations(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
-    """The evaluation's metrics of each seed.
-
-    Raises:
-        FileNotFoundError: naming what to run.
-        ValueError: naming a seed that was run otherwise than the first, see :func:`check_alike`.
-    """
-    return [record["metrics"] for record in read_records(study, seeds, runs)]
+def finished_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
+    """Every seed of a study that has been evaluated."""
+    found = (runs / study).glob(f"*/records/{EVALUATION}.json")
+    return sorted(int(path.parts[-3]) for path in found)
 
 
 def read_records(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
-    """The evaluation's record of each seed; raises as :func:`read_evaluations`."""
+    """The evaluation's record of each seed.
+
+    Raises:
+        FileNotFoundError: naming what to run.
+        ValueError: naming a seed that was run otherwise than the first, see :func:`check_alike`, or a record of an
+            older form.
+    """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: each once, got {list(seeds)}")
     found = []
@@ -37,24 +44,34 @@ def read_records(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs"
         path = runs / study / str(seed) / "records" / f"{EVALUATION}.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: make study STUDY={study} SEEDS={seed}")
-        found.append(json.loads(path.read_text()))
+        found.append(read_record(path))
         check_alike(found[-1], found[0])
     return found
 
 
+def read_record(path: Path) -> dict:
+    """An evaluation's record; ValueError if it is of an older form, without confusion matrices."""
+    record = json.loads(path.read_text())
+    if not all("confusion" in row for row in record["metrics"]["rows"].values()):
+        raise ValueError(f"{path}: is of an older form, without confusion matrices; run it again: "
+                         f"make study STUDY={record['study']} SEEDS={record['seed']} FROM={EVALUATION}")  # fmt: skip
+    return record
+
+
 def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
     """ValueError, naming run and what differs, if one evaluation's run was made with other parameters, by other code,
-    or scored on other data than another's. What a record of an older form does not tell is not compared.
+    or scored on other data than another's. Code is compared of the trainings that both have.
 
     Args:
         record, other: of two runs, the first the one to be blamed.
-        besides: names that may differ.
+        besides: names of parameters that may differ.
     """
     names = [name for name in unlike(record["params"], other["params"]) if name not in besides]
     found = {"made with other parameters": names}
-    for what, told in (("made by other code", _code_of), ("scored on other data", _data_of)):
-        mine, others = told(record), told(other)
-        found[what] = sorted(name for name in mine.keys() & others.keys() if mine[name] != others[name])
+    mine, others = _told(record), _told(other)
+    for what in mine:
+        shared = mine[what].keys() & others[what].keys()
+        found[what] = sorted(name for name in shared if mine[what][name] != others[what][name])
     for what, names in found.items():
         if names:
             raise ValueError(
@@ -63,21 +80,16 @@ def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
             )
 
 
-def _code_of(record: dict) -> dict[str, str]:
-    return {f"{module} of {name}": digest for name, told in record.get("trained", {}).items()
+def _told(record: dict) -> dict[str, dict[str, str]]:
+    code = {f"{module} of {name}": digest for name, told in record["trained"].items()
             for module, digest in told["code"].items()}  # fmt: skip
-
-
-def _data_of(record: dict) -> dict[str, str]:
-    inputs = record.get("made_from", {}).get("inputs", {})
-    return {name: digest for name, digest in inputs.items() if name.startswith("target_val")}
+    data = {name: digest for name, digest in record["made_from"]["inputs"].items() if name.startswith("target_val")}
+    return {"made by other code": code, "scored on other data": data}
 
 
 def trained_where(records: Sequence[dict]) -> str:
     """Where and with what the trainings of some evaluations ran, in one line, as it was kept at the time."""
-    sessions = [where for r in records for told in r.get("trained", {}).values() for where in told["sessions"]]
-    if not sessions:
-        return "where it was trained was not recorded"
+    sessions = [where for r in records for told in r["trained"].values() for where in told["sessions"]]
 
     def each(name: str) -> str:
         return ", ".join(dict.fromkeys(str(where[name]) for where in sessions))
@@ -88,84 +100,77 @@ def trained_where(records: Sequence[dict]) -> str:
             f"torch {each('torch')}, torchvision {each('torchvision')}")  # fmt: skip
 
 
+def scores_of(evaluation: dict, name: str, split: str = ALL) -> ConfusionMatrix:
+    """A row's confusion matrix on one of its splits, or on all of them together."""
+    parts = evaluation["rows"][name]["confusion"]
+    return ConfusionMatrix.of(np.sum(list(parts.values()) if split == ALL else [parts[split]], 0))
+
+
+def class_scores(scores: Mapping[str, ConfusionMatrix], names: Sequence[str]) -> pd.DataFrame:
+    """A line a row and class: ``row``, ``class``, ``true_pixels``, ``answers`` (pixels predicted as it), ``iou`` and
+    ``precision`` (0 .. 1; NaN where a class has none), see :class:`ConfusionMatrix`.
+
+    Args:
+        scores: row -> its confusion matrix.
+        names: of the ``C`` classes.
+    """
+    columns = ("true_pixels", "answers", "iou", "precision")
+    return pd.concat([
+        pd.DataFrame({"row": row, "class": names, **{each: getattr(s, each)() for each in columns}})
+        for row, s in scores.items()
+    ], ignore_index=True)  # fmt: skip
+
+
+def tidy(records: Sequence[dict], names: Sequence[str]) -> pd.DataFrame:
+    """All results of a study's seeds, a line a seed, split, row and class.
+
+    Args:
+        records: the evaluation's, one a seed.
+        names: of the ``C`` classes.
+
+    Returns:
+        :func:`class_scores` with ``study``, ``seed`` and ``split`` (``ALL``, and each split where several were scored),
+        of the rows that every seed has, in the table's order; empty where nothing was scored.
+    """
+    rows = [row for row in records[0]["metrics"]["rows"] if all(row in r["metrics"]["rows"] for r in records)]
+    parts = []
+    for record in records if rows else ():
+        splits = list(record["metrics"]["rows"][rows[0]]["confusion"])
+        for split in [ALL, *(splits if len(splits) > 1 else ())]:
+            place = {"study": record["study"], "seed": record["seed"], "split": split}
+            found = {row: scores_of(record["metrics"], row, split) for row in rows}
+            parts.append(class_scores(found, names).assign(**place))
+    empty = pd.DataFrame(columns=["study", "seed", "split", "row", "class", "iou"])
+    return pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def read_results(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
+    """:func:`tidy` of a study; raises as :func:`read_records`."""
+    return tidy(read_records(study, seeds, runs), load_params(study_file(study)).space.names)
+
+
+def together(results: pd.DataFrame, rows: Sequence[str] | None = None) -> pd.DataFrame:
+    """The results on all images together; of some rows, or of all."""
+    return results[(results["split"] == ALL) & (results["row"].isin(rows) if rows is not None else True)]
+
+
+def miou(results: pd.DataFrame, split: str = ALL) -> pd.DataFrame:
+    """mIoU (0 .. 1) of one study, a line a row, a column a seed."""
+    return results[results["split"] == split].pivot_table("iou", "row", "seed", "mean", sort=False)
+
+
 def gap_closed(source_only: float, value: float, oracle: float) -> float:
     """Share of the gap between source-only and oracle that a value closes; 1 is all of it, NaN: there is no gap."""
     return (value - source_only) / (oracle - source_only) if oracle > source_only else math.nan
 
 
-def shared_rows(evaluations: Sequence[dict]) -> list[str]:
-    """Names of the rows that the evaluation of every seed has, in the table's order."""
-    return [name for name in evaluations[0]["rows"] if all(name in e["rows"] for e in evaluations)]
-
-
-def splits_of(evaluations: Sequence[dict]) -> list[str]:
-    """The splits that were scored apart; none where a study scores a single one."""
-    return list(next(iter(evaluations[0]["rows"].values()), {}).get("splits", {}))
-
-
-def per_class(evaluations: Sequence[dict], name: str, key: str = "iou") -> np.ndarray:
-    """``(S, C)`` float64 IoU or precision of a row by seed and class, 0 .. 1; NaN where the record has none."""
-    return np.array([e["rows"][name][key] for e in evaluations], float)
-
-
-def answered_to_true(evaluations: Sequence[dict], name: str) -> np.ndarray:
-    """``(S, C)`` float64: a row's answers of each class over its true pixels, by seed, from what the record has.
-
-    With T the true pixels of a class, P its answers and I those that are right, IoU = I / (T + P - I) and
-    precision = I / P, so that P / T = 1 / ((1 / IoU + 1) precision - 1). 0 for a class that was never answered; NaN for
-    one that is not there, or whose answers are all wrong, for then the record does not tell how many they were.
-    """
-    iou, precision = per_class(evaluations, name), per_class(evaluations, name, "precision")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = 1 / ((1 / iou + 1) * precision - 1)
-    return np.where((iou == 0) & np.isnan(precision), 0.0, ratio)
-
-
-def result_rows(evaluations: Sequence[dict], split: str | None = None) -> list[dict]:
-    """One row per stage: name, mIoU of each seed, and the gap's share of each seed (None without an oracle).
-
-    Args:
-        evaluations: one a seed.
-        split: one of :func:`splits_of`; None: all images together.
-    """
-
-    def miou_of(evaluation: dict, name: str) -> float:
-        row = evaluation["rows"][name]
-        return (row["splits"][split] if split else row)["miou"]
-
-    names = shared_rows(evaluations)
-    rows = []
-    for name in names:
-        miou = [miou_of(e, name) for e in evaluations]
-        gap = None
-        if {"oracle", "source-only"} <= set(names) and name not in ("oracle", "source-only"):
-            gap = [gap_closed(miou_of(e, "source-only"), m, miou_of(e, "oracle"))
-                   for e, m in zip(evaluations, miou, strict=True)]  # fmt: skip
-        rows.append({"name": name, "miou": miou, "gap": gap})
-    return rows
-
-
-def spread(values: Sequence[float] | None) -> str:
-    """Percent with one decimal: the value, or mean ± standard deviation of several; "-" if there is none for a seed."""
-    values = 100 * np.array(math.nan if values is None else values, float).ravel()
-    if np.isnan(values).any():
-        return "-"
-    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def result_cells(rows: list[dict], seeds: Sequence[int]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of a study's table."""
-    several = len(seeds) > 1
-    head = ["", *([f"seed {s}" for s in seeds] if several else []), "mIoU (%)", "gap closed (%)"]
-    lines = [
-        [r["name"], *([f"{100 * v:.1f}" for v in r["miou"]] if several else []), spread(r["miou"]), spread(r["gap"])]
-        for r in rows
-    ]
-    return head, lines
-
-
-# Student's t, 97.5%, by degrees of freedom.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+def gaps_closed(means: pd.DataFrame) -> pd.DataFrame:
+    """:func:`gap_closed` of every value of :func:`miou`; NaN for both ends of the gap, and without them."""
+    if not {"source-only", "oracle"} <= set(means.index):
+        return means * math.nan
+    closed = means.apply(lambda seed: seed.map(lambda value: gap_closed(seed["source-only"], value, seed["oracle"])))
+    closed.loc[["source-only", "oracle"]] = math.nan
+    return closed
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
@@ -178,145 +183,116 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> tuple
     """
     differences = np.array(values, float) - np.array(others, float)
     n = len(differences)
-    if n < 2:
-        return float(differences.mean()), math.nan
-    t = _T[min(n - 1, max(_T))]  # a little wide from eleven values on
-    return float(differences.mean()), float(t * differences.std(ddof=1) / math.sqrt(n))
+    half = stats.t.ppf(0.975, n - 1) * stats.sem(differences) if n > 1 else math.nan
+    return float(differences.mean()), float(half)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Percent with one decimal: the value, or mean ± standard deviation of several; "-" if there is none for a seed."""
+    values = 100 * np.array(values, float)
+    if np.isnan(values).any():
+        return "-"
+    return f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def difference(pair: tuple[float, float] | None) -> str:
-    """Mean and 95% interval of :func:`paired_difference`, in percent."""
-    if pair is None:
+    """Mean and 95% interval of :func:`paired_difference`, in percent; "-" without one."""
+    mean, half = (100 * value for value in pair or (math.nan, math.nan))
+    if math.isnan(mean):
         return "-"
-    mean, half = (100 * value for value in pair)
-    return f"{mean:+.1f}" + ("" if half != half else f" ({mean - half:+.1f} .. {mean + half:+.1f})")
+    return f"{mean:+.1f}" + ("" if math.isnan(half) else f" ({mean - half:+.1f} .. {mean + half:+.1f})")
 
 
-def gains(evaluations: Sequence[dict]) -> list[dict]:
-    """Every row but the oracle against source-only of the same seed.
+def table(results: pd.DataFrame, split: str = ALL) -> pd.DataFrame:
+    """A study's table, in words: its rows, mIoU of each seed and of all, share of the gap."""
+    means = miou(results, split)
+    cells = pd.DataFrame({"": means.index})
+    if means.shape[1] > 1:
+        cells = cells.assign(**{f"seed {seed}": [f"{100 * value:.1f}" for value in means[seed]] for seed in means})
+    cells["mIoU (%)"] = [spread(values) for values in means.values]
+    cells["gap closed (%)"] = [spread(values) for values in gaps_closed(means).values]
+    return cells
 
-    Returns:
-        For each row ``name``; ``all`` and ``rare``, :func:`paired_difference` of the mIoU over all classes, and over
-        those that hold less than ``RARE_BELOW`` of the true pixels (None without any); ``died``, the classes whose
-        mean IoU was at least 1% in source-only and is below 0.1% now.
+
+def table_text(cells: pd.DataFrame, form: str = "pipe") -> str:
+    """A table of words as text: ``pipe`` (Markdown), ``latex_booktabs`` or ``plain``, for a terminal."""
+    sides = ["left", *["right"] * (cells.shape[1] - 1)] if len(cells) else None
+    text = cells.to_markdown(index=False, tablefmt=form, disable_numparse=True, colalign=sides)
+    return (text.replace("±", r"$\pm$") if form.startswith("latex") else text) + "\n"
+
+
+def tables_text(results: pd.DataFrame, form: str = "pipe") -> str:
+    """A study's table and, where several splits were scored, one of each; see :func:`table_text`."""
+    texts = [f"\nof these, {split}:\n\n" * (split != ALL) + table_text(table(results, split), form)
+             for split in results["split"].unique()]  # fmt: skip
+    return "".join(texts) or "nothing was scored: the target has no labels\n"
+
+
+def rare_classes(results: pd.DataFrame) -> list[str]:
+    """Classes of one study that hold less than ``RARE_BELOW`` of the true pixels, but some."""
+    pixels = together(results).drop_duplicates("class").set_index("class")["true_pixels"]
+    return list(pixels.index[(pixels > 0) & (pixels < RARE_BELOW * pixels.sum())])
+
+
+def gains(results: pd.DataFrame) -> pd.DataFrame:
+    """Every row of one study but the oracle against source-only of the same seed, in words.
+
+    :func:`paired_difference` of the mIoU over all classes, and over the rare ones; and the classes that have died:
+    their mean IoU was at least 1% in source-only and is below 0.1% now.
     """
-    names = [name for name in shared_rows(evaluations) if name != "oracle"]
-    if "source-only" not in names:
-        return []
-
-    shares = np.array(evaluations[0]["class_shares"])
-    rare = np.flatnonzero((shares > 0) & (shares < RARE_BELOW))
-    before, lines = per_class(evaluations, "source-only"), []
-    for name in names[1:]:
-        after = per_class(evaluations, name)
-        lines.append({
-            "name": name,
-            "all": paired_difference(np.nanmean(after, 1), np.nanmean(before, 1)),
-            "rare": paired_difference(after[:, rare].mean(1), before[:, rare].mean(1)) if len(rare) else None,
-            "died": np.flatnonzero((before.mean(0) >= 0.01) & (after.mean(0) < 0.001)).tolist(),
-        })  # fmt: skip
-    return lines
+    iou = together(results).pivot(index=["row", "seed"], columns="class", values="iou")
+    names, rare, lines = results["row"].unique(), rare_classes(results), []
+    for row in [name for name in names if name not in ("source-only", "oracle")] if "source-only" in names else ():
+        after, before = iou.loc[row], iou.loc["source-only"]
+        dead = (before.mean() >= 0.01) & (after.mean() < 0.001)
+        gain, rarely = (paired_difference(after[some].mean(axis=1), before[some].mean(axis=1))
+                        for some in (iou.columns, rare))  # fmt: skip
+        died = ", ".join(c for c in results["class"].unique() if dead[c]) or "-"
+        lines.append((results["study"].iloc[0], row, difference(gain), difference(rarely), died))
+    return pd.DataFrame(lines, columns=["study", "row", "against source-only", "rare classes", "died"])
 
 
-def in_words(study: str, evaluations: Sequence[dict], names: Sequence[str]) -> str:
-    """What asking, stage 1 and stage 2 bring, and the classes that stage 2 moved most: means over seeds.
-
-    Args:
-        study: its name.
-        evaluations: one a seed.
-        names: of the classes.
-    """
-    rows = [name for name in shared_rows(evaluations) if name != "oracle"]
-
-    def mean(name: str) -> float:
-        return 100 * float(np.mean([e["rows"][name]["miou"] for e in evaluations]))
-
-    steps = [f"{b} {mean(b) - mean(a):+.1f}" for a, b in zip(rows, rows[1:], strict=False)]
-    text = f"**{study}**: {rows[0]} {mean(rows[0]):.1f} mIoU; " + ", ".join(steps)
-    if {"source-only", "oracle"} <= set(shared_rows(evaluations)):
-        closed = gap_closed(mean("source-only"), mean(rows[-1]), mean("oracle"))
+def in_words(results: pd.DataFrame) -> str:
+    """What asking, stage 1 and stage 2 bring to a study, and the classes that stage 2 moved most: means over seeds."""
+    means = 100 * miou(results).mean(axis=1)
+    rows = [row for row in means.index if row != "oracle"]
+    steps = [f"{b} {means[b] - means[a]:+.1f}" for a, b in pairwise(rows)]
+    text = f"**{results['study'].iloc[0]}**: {rows[0]} {means[rows[0]]:.1f} mIoU; " + ", ".join(steps)
+    if {"source-only", "oracle"} <= set(means.index):
+        closed = gap_closed(means["source-only"], means[rows[-1]], means["oracle"])
         way = "the oracle is no better at" if math.isnan(closed) else f"{100 * closed:.0f}% of the way to the oracle's"
-        text += f"; {way} {mean('oracle'):.1f}"
+        text += f"; {way} {means['oracle']:.1f}"
     if "stage 1" in rows and rows[-1] != "stage 1":
-        moved = 100 * (per_class(evaluations, rows[-1]) - per_class(evaluations, "stage 1")).mean(0)
-        order = [c for c in np.argsort(moved) if moved[c] == moved[c]]
-        lost, won = ([f"{names[c]} {moved[c]:+.1f}" for c in some] for some in (order[:3], order[:-4:-1]))
-        shares = np.array(evaluations[0]["class_shares"])  # what is not known of a class counts nothing
-        shares = shares * (shares < RARE_BELOW)
-        said = {row: np.nansum(answered_to_true(evaluations, row) * shares, 1).mean() for row in rows}
-        if shares.any():
-            parts = ", ".join(f"{row} {value / shares.sum():.2f}" for row, value in said.items())
+        iou = together(results).pivot_table("iou", "class", "row", sort=False)
+        moved = (100 * (iou[rows[-1]] - iou["stage 1"])).dropna().sort_values(kind="stable")
+        won, lost = ([f"{c} {value:+.1f}" for c, value in some.items()] for some in (moved[:-4:-1], moved[:3]))
+        rare = together(results)[together(results)["class"].isin(rare_classes(results))].groupby("row")
+        if len(rare):
+            said = rare["answers"].sum() / rare["true_pixels"].sum()
+            parts = ", ".join(f"{row} {said[row]:.2f}" for row in rows)
             text += f". Answers of the classes under 1%, as a multiple of their true pixels: {parts}"
         text += f". From stage 1 to {rows[-1]}: most won {', '.join(won)}; most lost or least won {', '.join(lost)}"
     return text + "."
 
 
-def finished_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
-    """Every seed of a study that has been evaluated."""
-    found = (runs / study).glob(f"*/records/{EVALUATION}.json")
-    return sorted(int(path.parts[-3]) for path in found)
-
-
-def cost_cells(seeds: dict[str, Sequence[int]], runs: Path = PROJECT / "runs") -> tuple[list[str], list[list[str]]]:
+def cost(seeds: Mapping[str, Sequence[int]], runs: Path = PROJECT / "runs") -> pd.DataFrame:
     """Seconds of each stage with its trainings, however often they were resumed, median over the seeds whose record is
-    there ("-": none), a line a study."""
+    there ("-": none), a line a study, in words."""
 
     def median(study: str, stage: str) -> str:
         paths = [runs / study / str(seed) / "records" / f"{stage}.json" for seed in seeds[study]]
         found = [json.loads(path.read_text())["when"]["seconds"] for path in paths if path.is_file()]
         return f"{np.median(found):.0f}" if found else "-"
 
-    return ["seconds", *STAGES[1:7]], [[study, *(median(study, stage) for stage in STAGES[1:7])] for study in seeds]
-
-
-def ablation_cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of the ablation's table, see :func:`ablation.ablation_rows`."""
-    head = ["", "mIoU (%)", "against the row above (95%)"]
-    lines = []
-    for row in rows:
-        against = "the whole: " if row["against"] == "the whole" else ""
-        lines.append([row["name"], spread(row["miou"]), against + difference(row["difference"])])
-    return head, lines
-
-
-def markdown(head: list[str], lines: list[list[str]]) -> str:
-    """A table in Markdown."""
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines]) + "\n"
-
-
-def latex(head: list[str], lines: list[list[str]]) -> str:
-    """A table in LaTeX (booktabs)."""
-
-    def join(cells: list[str]) -> str:
-        return " & ".join(c.replace("%", r"\%").replace("±", r"$\pm$").replace("_", r"\_") for c in cells) + r" \\"
-
-    body = "\n".join(join(line) for line in lines)
-    columns = "l" + "r" * (len(head) - 1)
-    return (
-        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{join(head)}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
-    )
-
-
-def plain(head: list[str], lines: list[list[str]]) -> str:
-    """A table for a terminal."""
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in [head, *lines]
-    )
+    return pd.DataFrame([{"seconds": study, **{s: median(study, s) for s in STAGES[1:7]}} for study in seeds])
 
 
 def main(study: str, seeds: str) -> None:
     study_file(study)
     numbers = seeds_of(seeds)
-    evaluations = read_evaluations(study, numbers)
-    print(f"\n{study}: {evaluations[0]['scored_on']}, last checkpoints")
-    for split in [None, *splits_of(evaluations)]:
-        if split:
-            print(f"\nof these, {split}:")
-        print(plain(*result_cells(result_rows(evaluations, split), numbers)))
-    print(trained_where(read_records(study, numbers)))
+    records, found = read_records(study, numbers), read_results(study, numbers)
+    print(f"\n{study}: {records[0]['metrics']['scored_on']}, last checkpoints")
+    print(f"{tables_text(found, 'plain')}{trained_where(records)}")
     print(f"figures: {(PROJECT / 'figures' / study).relative_to(PROJECT)}/   runs: runs/{study}/\n")
 
 

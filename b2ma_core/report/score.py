@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -22,7 +23,7 @@ from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, load_weights
 from b2ma_core.params import load_params, study_file
 from b2ma_core.processes import run_command
-from b2ma_core.report.results import latex, markdown
+from b2ma_core.report.results import spread, table_text
 from b2ma_core.study.check import check_writable
 from b2ma_core.study.training import make_fabric, to_device
 
@@ -86,12 +87,10 @@ def result(scores: ConfusionMatrix, space: LabelSpace) -> dict:
     }
 
 
-def result_cells(found: dict) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of a result's table, in percent."""
-    overall = {name: value for name, value in found.items() if name != "iou"}
-    return ["", "%"], [
-        [name, "-" if v != v else f"{100 * v:.1f}"] for name, v in [*found["iou"].items(), *overall.items()]
-    ]
+def result_cells(found: dict) -> pd.DataFrame:
+    """A result's table, in percent: classes, then averages."""
+    values = {**found["iou"], **{name: value for name, value in found.items() if name != "iou"}}
+    return pd.DataFrame({"": list(values), "%": [spread([value]) for value in values.values()]})
 
 
 def server_name(name: str) -> str:
@@ -153,11 +152,11 @@ def run(args: argparse.Namespace) -> None:
             write_png(args.submission / server_name(name), ids[labels])
     if part.labels is not None:
         found = result(scores, space)
-        print(markdown(*result_cells(found)))
+        print(table_text(result_cells(found)))
         if args.out:
             write_json(args.out.with_name(args.out.name + ".json"), found)
-            write_bytes(args.out.with_name(args.out.name + ".md"), markdown(*result_cells(found)).encode())
-            write_bytes(args.out.with_name(args.out.name + ".tex"), latex(*result_cells(found)).encode())
+            for end, form in ((".md", "pipe"), (".tex", "latex_booktabs")):
+                write_bytes(args.out.with_name(args.out.name + end), table_text(result_cells(found), form).encode())
 
 
 def _size(part: Data, i: int) -> tuple[int, int]:

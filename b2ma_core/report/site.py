@@ -1,10 +1,12 @@
 """A study's executed notebooks, figures and tables as pages: ``python -m b2ma_core.report.site STUDY SEED``."""
 
 import argparse
-import html
 import shutil
 import sys
 from pathlib import Path
+
+from nbconvert import HTMLExporter  # comes with JupyterLab
+from nbconvert.filters import markdown2html
 
 from b2ma_core.files import PROJECT, whole_folder
 from b2ma_core.params import study_file
@@ -13,8 +15,7 @@ from b2ma_core.study.check import seeds_of
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
-img {{ max-width: 100% }} table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em; text-align: right }}
-td:first-child {{ text-align: left }}</style>
+img {{ max-width: 100% }} table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em }}</style>
 <h1>{title}</h1>
 {body}
 """
@@ -34,8 +35,6 @@ def write_site(study: str, seed: int, into: Path, runs: Path = PROJECT / "runs")
     Raises:
         FileNotFoundError: if no notebook of the run was executed.
     """
-    from nbconvert import HTMLExporter  # comes with JupyterLab; takes a second to import
-
     executed = sorted((runs / study / str(seed) / "notebooks").glob("[0-9]*.ipynb"))
     if not executed:
         raise FileNotFoundError(
@@ -56,38 +55,15 @@ def write_site(study: str, seed: int, into: Path, runs: Path = PROJECT / "runs")
 
 
 def _index(study: str, seed: int, names: list[str], folder: Path) -> str:
-    parts = ["<ol start=0>", *(f'<li><a href="{name}.html">{name}</a></li>' for name in names), "</ol>"]
+    """The notebooks, the study's tables and its pictures, which are copied; all of it is Markdown before."""
+    parts = ["\n".join(f"{i}. [{name}]({name}.html)" for i, name in enumerate(names))]
     figures = PROJECT / "figures" / study
     if (figures / "table.md").is_file():
-        parts.append(table_html((figures / "table.md").read_text(encoding="utf-8")))
+        parts.append((figures / "table.md").read_text(encoding="utf-8"))
     for picture in sorted(figures.glob("*.png")):
         shutil.copy(picture, folder / picture.name)
-        parts.append(f'<h2>{picture.stem.replace("_", " ")}</h2>\n<img src="{picture.name}" alt="{picture.stem}">')
-    return PAGE.format(title=f"{study}, seed {seed}", body="\n".join(parts))
-
-
-def table_html(text: str) -> str:
-    """Tables in Markdown, and the lines between them, as HTML.
-
-    Example:
-        >>> print(table_html("| | a |\\n| --- | ---: |\\n| b | 1 |"))
-        <table>
-        <tr><td></td><td>a</td></tr>
-        <tr><td>b</td><td>1</td></tr>
-        </table>
-    """
-    parts, inside = [], False
-    for line in text.splitlines():
-        row = line.startswith("|")
-        if row != inside:
-            parts.append("<table>" if row else "</table>")
-            inside = row
-        if row and not set(line) <= set("|-: "):
-            cells = "".join(f"<td>{html.escape(cell.strip())}</td>" for cell in line.strip("|").split("|"))
-            parts.append(f"<tr>{cells}</tr>")
-        elif not row and line.strip():
-            parts.append(f"<p>{html.escape(line)}</p>")
-    return "\n".join([*parts, *(["</table>"] if inside else [])])
+        parts.append(f"## {picture.stem.replace('_', ' ')}\n![{picture.stem}]({picture.name})")
+    return PAGE.format(title=f"{study}, seed {seed}", body=markdown2html("\n\n".join(parts)))
 
 
 def main(study: str, seed: str) -> None:
