@@ -95,6 +95,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def start_npy(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Write what an ``.npy`` file of uint8 begins with; its values are then written one after another."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
 def png_bytes(array: np.ndarray) -> bytes:
     """An 8-bit grey or RGB picture as a PNG."""
     buffer = io.BytesIO()

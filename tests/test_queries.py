@@ -8,7 +8,7 @@ from PIL import Image
 
 from b2ma_core import minicity
 from b2ma_core.black_box import LabelFolder, LocalModel
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.files import write_png
 from b2ma_core.labels import CAMVID, CITYSCAPES, label_map
 from b2ma_core.models import build_model
@@ -146,7 +146,7 @@ class Moody:
 
 def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_path):
     params = smoke_params.model_copy(update={"target_val_images": 8, "box_queries": len(VIEWS)})
-    datasets.prepare(params, 1, tmp_path / "data")
+    conversion.prepare(params, 1, tmp_path / "data")
     data, run, box = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
     plain = ask_for_labels(run, box, data)
     assert box.calls == len(VIEWS) and (plain == 1).all() and (read_labels(run, data) == 1).all()
@@ -171,7 +171,7 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
 
 
 def test_labels_are_memory_mapped_and_read_anew_when_a_file_changes(smoke_params, tmp_path):
-    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    conversion.prepare(smoke_params, 1, tmp_path / "data")
     data, run = datasets.load(smoke_params, "target_val", tmp_path / "data"), Run(smoke_params, 0, tmp_path)
     ask_for_labels(run, Moody(), data)
     before = read_labels(run, data)
@@ -188,7 +188,7 @@ def test_labels_are_memory_mapped_and_read_anew_when_a_file_changes(smoke_params
 
 def test_images_that_two_parts_share_are_asked_about_once(smoke_params, tmp_path):
     params = smoke_params.model_copy(update={"target_val_images": 8})
-    datasets.prepare(params, 1, tmp_path / "data")
+    conversion.prepare(params, 1, tmp_path / "data")
     data, run, box = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
     plain, asked = ask_for_labels(run, box, data), box.calls
     half = replace(data, name="half", labels=data.labels[:, ::2, ::2])
@@ -206,7 +206,7 @@ def test_answers_have_the_size_of_each_images_labels(folder_params, street_folde
     for folder in ("val", "valannot"):
         Image.open(street_folder / folder / "seq_1.png").crop((0, 0, 48, 64)).save(street_folder / folder / "seq_1.png")
     params = folder_params.model_copy(update={"image_size": [32, 64], "box_queries": 3})
-    data, run = datasets.prepare(params, 1, tmp_path / "data")["target_val"], Run(params, 0, tmp_path)
+    data, run = conversion.prepare(params, 1, tmp_path / "data")["target_val"], Run(params, 0, tmp_path)
     box = LocalModel(build_model("deeplab_small", 19), flip=False)
     answers = ask_for_labels(run, box, data)
     for i, size in enumerate([(64, 128), (64, 48)]):
@@ -219,7 +219,7 @@ def test_answers_that_are_all_void_are_refused(smoke_params, tmp_path):
         def predict(self, images, names=None):
             return np.full(images.shape[:3], 255, np.uint8)
 
-    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    conversion.prepare(smoke_params, 1, tmp_path / "data")
     data = datasets.load(smoke_params, "target_val", tmp_path / "data")
     with pytest.raises(ValueError, match="answers to all 8 images of target_val are void"):
         ask_for_labels(Run(smoke_params, 0, tmp_path), Mute(), data)
@@ -235,7 +235,7 @@ def vendor(folder_params, street_folder, distinct_names, tmp_path):
     }  # fmt: skip
     (tmp_path / "box").mkdir()
     run = Run(check_params(values, "x"), 0, tmp_path / "runs")
-    parts = datasets.prepare(run.params, 1, tmp_path / "data")
+    parts = conversion.prepare(run.params, 1, tmp_path / "data")
     run.parts = [parts["target_val"], parts["target_train"]]
     run.outbox = tmp_path / "data" / "folder" / "outbox"
     run.box = lambda: LabelFolder(tmp_path / "box", CITYSCAPES)
@@ -320,7 +320,7 @@ def test_other_images_under_the_same_names_are_not_taken_for_the_training_images
     params = check_params(
         {**folder_params.model_dump(), "box": "folder", "box_root": str(street_folder / "trainannot")}, "x"
     )
-    parts = datasets.prepare(params, 1, tmp_path / "data")
+    parts = conversion.prepare(params, 1, tmp_path / "data")
     chosen, notes = deliveries(params, LabelFolder(street_folder / "trainannot"), [parts["target_val"], parts["target_train"]],
                                data=tmp_path / "data")  # fmt: skip
     assert [part.name for part in chosen] == ["target_train"] and "other images under names of target_train" in notes[0]

@@ -61,7 +61,7 @@ DATA_PARTS = ("source_train", "source_val", "target_train", "target_val", "targe
 _PARTS = DATA_PARTS[2:]
 
 PIPELINE = (
-    Stage("data", "00_data", reads=_DATA, code=("data.datasets.prepare", "minicity"), computes=False),
+    Stage("data", "00_data", reads=_DATA, code=("data.conversion.prepare", "minicity"), computes=False),
     Stage(
         "source", "01_source_model", after=("data",), folder="source", start="source_start",
         reads=(*_TRAINING, "box", "source_network", "source_start", "source_steps", "source_learning_rate",

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
 from b2ma_core.data.datasets import Data, LabelMaps, together
-from b2ma_core.files import read_label_map, whole_file, write_bytes, write_json, write_png
+from b2ma_core.files import read_label_map, start_npy, whole_file, write_bytes, write_json, write_png
 from b2ma_core.params import Params
 from b2ma_core.queries import view_size, views, vote
 from b2ma_core.study.provenance import answered
@@ -232,8 +232,7 @@ def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray | La
         maps = _decoded(files, check)
         first = next(maps)
         with whole_file(kept) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *first.shape)}
-            np.lib.format.write_array_header_1_0(file, header)
+            start_npy(file, (len(files), *first.shape))
             for values in chain([first], maps):
                 file.write(values.tobytes())
         for old in set(kept.parent.glob(f"{folder}-*.npy")) - {kept}:
