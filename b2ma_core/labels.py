@@ -190,13 +190,12 @@ def label_space(name: str) -> LabelSpace:
     return _space(name, load_yaml(path), _shown(path))
 
 
-def label_map(source: LabelSpace, target: LabelSpace, name: str | None = None) -> np.ndarray:
-    """How train ids of one label space are said in another.
+def label_map(source: LabelSpace, target: LabelSpace) -> np.ndarray:
+    """How train ids of one label space are said in another, by ``params/label_spaces/<source>_to_<target>.yaml``.
 
     Args:
         source: the space that is spoken.
         target: the space that is wanted.
-        name: of the file in ``params/label_spaces/``; None: ``<source>_to_<target>``.
 
     Returns:
         ``(256,)`` uint8: the target's train id of each of the source's; ``ignore_index`` for all others.
@@ -204,7 +203,7 @@ def label_map(source: LabelSpace, target: LabelSpace, name: str | None = None) -
     Raises:
         ValueError: if there is no such file; or listing all that is wrong with it.
     """
-    path = FOLDER / f"{name or f'{source.name}_to_{target.name}'}.yaml"
+    path = FOLDER / f"{source.name}_to_{target.name}.yaml"
     if not path.is_file():
         raise ValueError(f"no label map {_shown(path)}: it would say for each class of {source.name!r} which one of "
                          f"{target.name!r} it is, or {IGNORED}, in lines of the form 'name: name'")  # fmt: skip

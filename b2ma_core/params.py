@@ -57,6 +57,15 @@ PUBLISHED = {
 # They change how fast or how closely watched a run is, not what comes out of it.
 NO_EFFECT_ON_RESULTS = ("workers", "save_every", "box_token_variable", "box_timeout", "box_requests")
 
+GONE = {  # parameters of earlier revisions: what has become of them
+    "box_label_map": "it is gone: a map is params/label_spaces/<box_label_space>_to_<label_space>.yaml",
+    "prior_correction": "it is share_alignment now, the alignment of the teacher's class distribution",
+    "stage2_calibration": "it is gone: stage 2 has no temperature scaling any more",
+    "stage2_class_weights": "it is gone: stage 2 does not weigh classes",
+    "stage2_label_smoothing": "it is gone: stage 2 does not smooth labels",
+    "teacher_votes": "it is teacher_box_share now",
+}
+
 
 class ParamsError(ValueError):
     """The parameters are wrong; the message names the file, each key and what is allowed."""
@@ -100,7 +109,6 @@ class Params(BaseModel):
     box: Literal["model", "folder", "service"] = "model"  # folder: label PNGs that a vendor delivered; service: HTTP
     box_root: str | None = None
     box_label_space: str | None = None  # the classes that the box's answers speak of; None: label_space
-    box_label_map: str | None = None  # file in params/label_spaces/ that joins them; None: <box's>_to_<label_space>
     box_address: str | None = None  # of a service, http://.. or https://..
     box_token_variable: str | None = None  # NAME of the environment variable with its token, never the token
     box_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  # seconds for one answer
@@ -223,16 +231,14 @@ class Params(BaseModel):
             raise ValueError("teacher_box_share: must be 0 with confidence 'logit', labels are added to probabilities")
         if self.box == "folder" and not self.box_root:
             raise ValueError("box_root: box is 'folder', so name the folder of label PNGs here")
-        if self.box == "model" and (self.box_label_space or self.box_label_map):
+        if self.box == "model" and self.box_label_space:
             raise ValueError("box_label_space: box 'model' has the classes of label_space, to which the source's "
                              "labels are joined as they are read; a model of other classes answers as box 'service' "
                              "(python -m b2ma_core.serve)")  # fmt: skip
-        if self.box_label_map and not self.box_label_space:
-            raise ValueError("box_label_map: set box_label_space, too: the classes that the map is from")
         try:
             self.label_map("box")
         except ValueError as error:
-            raise ValueError(f"box_label_{'map' if self.box_label_map else 'space'}: {error}") from None
+            raise ValueError(f"box_label_space: {error}") from None
         if self.box_confidence and (self.box != "model" or self.box_queries > 1):
             raise ValueError("box_confidence: the owner's confidence belongs to the model's one answer to the image as "
                              "it is: set box to 'model' and box_queries to 1, or leave it out; of several answers the "
@@ -281,13 +287,8 @@ class Params(BaseModel):
         Raises:
             ValueError: if there is no such map in ``params/label_spaces/``; or listing what is wrong with it.
         """
-        own, name = self.space_of(what), self.box_label_map if what == "box" else None
-        return None if own.name == self.label_space and not name else label_map(own, self.space, name)
-
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What a run made with ``other`` was told otherwise, as ``name: then -> now`` lines."""
-        now = self.model_dump()
-        return [f"{name}: {other.get(name)!r} -> {now.get(name)!r}" for name in unlike(now, other)]
+        own = self.space_of(what)
+        return None if own.name == self.label_space else label_map(own, self.space)
 
 
 def _check_address(address: str | None) -> None:
@@ -391,7 +392,8 @@ def _explain(error: dict) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, Params.model_fields, 1)
-        return f"{name}: unknown parameter" + (f"; did you mean {near[0]}?" if near else "")
+        hint = GONE.get(name) or (f"did you mean {near[0]}?" if near else "")
+        return f"{name}: unknown parameter" + (f"; {hint}" if hint else "")
     if error["type"] == "missing":
         return f"{name}: has to be given"
     message = error["msg"].removeprefix("Value error, ")

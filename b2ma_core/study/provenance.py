@@ -15,10 +15,11 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from b2ma_core.data.datasets import PARTS
 from b2ma_core.digests import code_digests, digest, file_digest, stamp
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.params import NO_EFFECT_ON_RESULTS, Params, base_study
-from b2ma_core.study.pipeline import DATA_PARTS, EVALUATION, PIPELINE, Stage, stage_named, stages_of
+from b2ma_core.study.pipeline import EVALUATION, PIPELINE, Stage, stage_named, stages_of
 
 MADE_FROM, PROVENANCE = "made_from.json", "provenance.json"
 IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them together
@@ -70,7 +71,7 @@ def _classes(params: Params) -> str:
 def _inputs(run, name: str, stage: Stage) -> dict[str, str | None]:
     params, found = run.params, {}
     truth = stage.name in ("data", "source", "oracle", "evaluation")
-    for part in DATA_PARTS if stage.name == "data" else stage.data:
+    for part in PARTS if stage.name == "data" else stage.data:
         found[f"{part} images"] = data_digest(params, part, "digests")
         found[f"{part} labels"] = data_digest(params, part, "label_digests") if truth else None
     if stage.is_training:
@@ -106,7 +107,7 @@ def delivered(params: Params) -> dict[str, list] | None:
     root = PROJECT / (params.box_root or "")
     if not root.is_dir():
         return None
-    indices = [_index(params, part) for part in DATA_PARTS if part.startswith("target_")]
+    indices = [_index(params, part) for part in PARTS if part.startswith("target_")]
     names = {name for index in indices if index for name in index["names"]}
     found = {name: [] for name in sorted(names)}
     for path in sorted([*root.glob("*.png"), *root.glob("*/*.png")]):
@@ -126,7 +127,7 @@ def _read(path: Path, _: int) -> dict:
     return json.loads(path.read_text())
 
 
-def content(run, name: str, parts: tuple[str, ...] = DATA_PARTS) -> str | None:
+def content(run, name: str, parts: tuple[str, ...] = PARTS) -> str | None:
     """Digest of what a stage has left in the run's folder; None where there is nothing.
 
     Args:
