@@ -18,12 +18,12 @@ from b2ma_core.queries import (
     VIEWS,
     agreement,
     expose,
+    majority_vote,
     noise_level,
-    plurality,
     quieten,
     view_name,
     views,
-    vote,
+    weighted_majority_vote,
 )
 from b2ma_core.study.deliveries import deliveries
 from b2ma_core.study.pseudo_labels import (
@@ -39,7 +39,7 @@ from b2ma_core.study.records import Run
 
 def test_the_plurality_equals_a_plain_count():
     answers = np.random.default_rng(0).choice([0, 1, 2, 255], (5, 2, 6, 7)).astype(np.uint8)
-    labels, shares = plurality(answers, 3)
+    labels, shares = majority_vote(answers, 3)
     for place in np.ndindex(labels.shape):
         counts = [int((answers[(slice(None), *place)] == c).sum()) for c in range(3)]
         best = max(counts)
@@ -49,7 +49,7 @@ def test_the_plurality_equals_a_plain_count():
 
 def test_one_answer_wins_by_itself():
     answer = np.array([[[0, 1], [255, 1]]], np.uint8)
-    labels, shares = plurality(answer, 2)
+    labels, shares = majority_vote(answer, 2)
     assert (labels == answer[0]).all() and shares.tolist() == [[1, 1], [0, 1]]
 
 
@@ -57,7 +57,7 @@ def test_weighted_votes_equal_a_plain_sum():
     random = np.random.default_rng(1)
     answers = random.choice([0, 1, 2, 255], (4, 3, 5, 6)).astype(np.uint8)
     weights = random.uniform(0.1, 1, (4, 3, 1, 1))
-    labels, shares = plurality(answers, 3, weights)
+    labels, shares = majority_vote(answers, 3, weights)
     for image, row, column in np.ndindex(labels.shape):
         at = answers[:, image, row, column]
         sums = [sum(weights[k, image, 0, 0] for k in range(4) if at[k] == c) for c in range(3)]
@@ -72,13 +72,13 @@ def test_an_answer_that_agrees_with_no_other_loses_its_vote():
     c = np.array([0, 0, 0, 0, 0, 0, 0, 0, 2, 1])
     d = np.array([3, 3, 3, 3, 3, 3, 3, 3, 2, 0])
     answers = np.stack([a, b, c, d]).astype(np.uint8).reshape(4, 1, 2, 5)
-    plain, _ = plurality(answers, 4)
+    plain, _ = majority_vote(answers, 4)
     assert plain.ravel().tolist() == [0] * 8 + [1, 0]  # both ties go to the lower id
     assert agreement(answers, plain).ravel().tolist() == [0.9, 1.0, 0.8, 0.1]
-    labels, shares = vote(answers, 4, 1.0)
+    labels, shares = weighted_majority_vote(answers, 4, 1.0)
     assert labels.ravel().tolist() == [0] * 8 + [1, 1]  # A and C, 1.7, against B and D, 1.1
     np.testing.assert_allclose(shares.ravel()[-2:], [1.9 / 2.8, 1.7 / 2.8], rtol=1e-6)
-    for ours, theirs in zip(vote(answers, 4, 0.0), plurality(answers, 4), strict=True):
+    for ours, theirs in zip(weighted_majority_vote(answers, 4, 0.0), majority_vote(answers, 4), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -294,7 +294,7 @@ def test_what_a_folder_lacks_lies_in_the_outbox_until_it_is_there(vendor, tmp_pa
             answers = [np.asarray(Image.fromarray(table[said[view_name(k), name]]).resize(size[::-1], Image.Resampling.NEAREST))
                        for k in range(5)]  # fmt: skip
             assert np.array_equal(plain[i], answers[0])
-            votes, shares = vote(np.stack(answers)[:, None], 11, vendor.params.vote_exponent)
+            votes, shares = weighted_majority_vote(np.stack(answers)[:, None], 11, vendor.params.vote_exponent)
             assert np.array_equal(read_pseudo_labels(vendor, part)[i], votes[0])
             assert np.abs(read_confidences(vendor, part)[i] - 255 * shares[0]).max() <= 0.5
 
