@@ -67,12 +67,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:  # a list or a mapping as a key is refused below
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

@@ -3,7 +3,6 @@
 Every name, type, range and source stands here once; ``params/*.yaml`` hold the values.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from b2ma_core.files import PROJECT, load_yaml
-from b2ma_core.labels import LabelSpace, label_map, label_space
+from b2ma_core.labels import LabelSpace, label_map, label_space, nearest
 
 STUDY_NAME = r"[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?"  # study or study+arm, see study/arms.py
 VIEWS = 6  # len(queries.VIEWS), which imports torch; a test holds them together
@@ -390,9 +389,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "ablation")
-        near = difflib.get_close_matches(path.stem, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ParamsError(f"{path}: no such study{hint} (there are: {', '.join(known) or 'none'})")
+        raise ParamsError(f"{path}: no such study{nearest(path.stem, known)} (there are: {', '.join(known) or 'none'})")
     try:
         return load_yaml(path)
     except ValueError as error:
@@ -402,9 +399,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _explain(error: dict) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, Params.model_fields, 1)
-        hint = GONE.get(name) or (f"did you mean {near[0]}?" if near else "")
-        return f"{name}: unknown parameter" + (f"; {hint}" if hint else "")
+        hint = f"; {GONE[name]}" if name in GONE else nearest(name, Params.model_fields)
+        return f"{name}: unknown parameter{hint}"
     if error["type"] == "missing":
         return f"{name}: has to be given"
     message = error["msg"].removeprefix("Value error, ")

@@ -19,7 +19,7 @@ def test_every_study_of_the_project_is_valid(study):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"stage1_step": 5}, "stage1_step: unknown parameter; did you mean stage1_steps?"),
+        ({"stage1_step": 5}, "stage1_step: unknown parameter; did you mean 'stage1_steps'?"),
         ({"rounds": "two"}, "rounds: .*integer, got 'two'"),
         ({"batch_size": 0}, "batch_size: .*greater than or equal to 1, got 0"),
         ({"ema_alpha": 1.5}, "ema_alpha: .*less than or equal to 1"),

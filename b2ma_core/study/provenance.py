@@ -185,13 +185,10 @@ def trainings_of(run) -> list[str]:
     return [n for n in names if any((run.path(n) / f).is_file() for f in ("history.json", "progress.pt"))]
 
 
-def changes(before: dict | None, now: dict, besides: tuple[str, ...] = ("curve",)) -> list[str]:
-    """What differs between two answers of :func:`made_from`, a line each; inputs that are gone do not.
+def changes(before: dict | None, now: dict) -> list[str]:
+    """What differs between two answers of :func:`made_from`, a line each; before: what was kept, None: nothing was.
 
-    Args:
-        before: what was kept; None: nothing was.
-        now: what is there now.
-        besides: inputs that may differ.
+    Inputs that are gone do not count, nor does what a curve is drawn from.
     """
     if before is None:
         return ["what it was made from was not kept"]
@@ -201,7 +198,7 @@ def changes(before: dict | None, now: dict, besides: tuple[str, ...] = ("curve",
     ]
     lines += [
         f"{key}: other content" for key, value in now["inputs"].items()
-        if key not in besides and before["inputs"].get(key, value) != value
+        if key != "curve" and before["inputs"].get(key, value) != value
     ]  # fmt: skip
     modules = {*before["code"], *now["code"]}
     lines += [f"b2ma_core/{module.replace('.', '/')}.py: other code" for module in sorted(modules)
