@@ -9,10 +9,10 @@ class ClassShares(nn.Module):
     """Keeps the teacher's class shares near those of the pseudo labels, by a change of its logits.
 
     Self-training feeds on itself: a class that the teacher predicts a little too seldom is soon no longer predicted,
-    one that it predicts too often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``: ``running`` are the
-    shares of the teacher's own labels, unchanged, so that the pull weakens as they come near. Labels and not
-    probabilities: what a network that learnt with class weights gives a rare class in probability may be far from how
-    often it says it.
+    one that it predicts too often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``:
+    ``running`` are the shares of the teacher's own labels, unchanged, so that the pull weakens as they come near.
+    Labels and not probabilities: what a network that learnt with class weights gives a rare class in probability may be
+    far from how often it says it.
 
     Args:
         frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1.

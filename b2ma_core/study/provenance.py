@@ -337,12 +337,8 @@ def on_disk(run, notebook: str) -> dict:
     values = {k: v for k, v in params.model_dump().items() if k not in NO_EFFECT_ON_RESULTS}
     if notebook != "00_data":  # which checks them all
         values = {k: v for k, v in values.items() if any(stage.read(k) for stage in stages)}
-    wanted = []
-    if notebook == "00_data":
-        wanted = [params.source_root, params.target_root]
-    elif notebook == "02_pseudo_labels":
-        wanted = [params.box_root]
-    paths = [PROJECT / root for root in wanted if root]
+    outside = {"00_data": (params.source_root, params.target_root), "02_pseudo_labels": (params.box_root,)}
+    paths = [PROJECT / root for root in outside.get(notebook, ()) if root]
     paths += [_weights_file(params, stage) for stage in stages if stage.start]
     files = [_stamps(path) for path in paths if path.exists()]
     code = code_digests(*(entry for stage in stages for entry in stage.code))
