@@ -1,4 +1,4 @@
-"""The wall: images in, labels out. Nothing else of the source model is ever seen on the other side."""
+"""The black-box boundary: images in, labels out. Nothing else of the source model is ever seen on the other side."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ class BlackBox(Protocol):
 
 
 class LocalModel:
-    """A source model behind the wall, on its owner's side.
+    """A source model behind the boundary, on its owner's side.
 
     Args:
         model: the owner's network.
@@ -117,13 +117,11 @@ class LabelFolder:
         folder = self.root if self.flat else self.views.get(view) or self.root / view_name(view)
         return folder / f"{name}.png"
 
-    def predict(
-        self, images: np.ndarray, names: Sequence[str] | None = None, size: tuple[int, int] | None = None
-    ) -> np.ndarray:
+    def predict(self, images: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
         """Look the answers to the images as they are up by name, see :meth:`read`."""
         if names is None:
             raise ValueError("a folder of labels is asked by the images' names: predict(images, names)")
-        return np.stack([self.read(name, 0, images.shape[1:3], images.shape[1:3], size) for name in names])
+        return np.stack([self.read(name, 0, images.shape[1:3], images.shape[1:3]) for name in names])
 
     def read(
         self, name: str, view: int, sent: tuple[int, int], photograph: tuple[int, int],
@@ -174,7 +172,7 @@ def _alike(size: tuple[int, int], other: tuple[int, int], rounding: int) -> bool
 def ask(
     box: BlackBox, images: np.ndarray, names: Sequence[str], space: LabelSpace, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Ask a box and check its answer: the one way through the wall.
+    """Ask a box and check its answer: the one way across the boundary.
 
     Args:
         box: the box.
@@ -193,7 +191,7 @@ def ask(
     answer = box.predict(images, names) if size is None else box.predict(images, names, size)
     expected = (len(images), *(size or images.shape[1:3]))
     who = f"the box {type(box).__name__}"
-    if isinstance(answer, Tensor) or not isinstance(answer, np.ndarray) or answer.dtype != np.uint8:
+    if not isinstance(answer, np.ndarray) or answer.dtype != np.uint8:
         kind = getattr(answer, "dtype", type(answer).__name__)
         raise ValueError(f"{who} answered {kind}, needed is a numpy array of uint8 train ids (labels, nothing else)")
     if answer.shape != expected:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 class ClassShares(nn.Module):
     """Keeps the teacher's class shares near those of the pseudo labels, by a change of its logits.
 
-    Self-training feeds on itself: a class that the teacher says a little too seldom dies out, one that it says too
-    often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``: ``running`` are the
-    shares of the teacher's own labels, unchanged, so that the pull weakens as they come near. Labels and not
-    probabilities: what a network that learnt with class weights gives a rare class in probability may be far from how
-    often it says it.
+    Self-training feeds on itself: a class that the teacher predicts a little too seldom is soon no longer predicted,
+    one that it predicts too often spreads. The change is ``weight * (log target - log running)``, within ``+- limit``:
+    ``running`` are the shares of the teacher's own labels, unchanged, so that the pull weakens as they come near.
+    Labels and not probabilities: what a network that learnt with class weights gives a rare class in probability may be
+    far from how often it says it.
 
     Args:
         frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1.

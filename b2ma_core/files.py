@@ -70,12 +70,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:  # a list or a mapping as a key is refused below
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -96,6 +94,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {strange[0]!r} is no name: must hold lines of the form 'name: value', and what YAML "
                          "takes for a number or for yes and no needs quotes")  # fmt: skip
     return values
+
+
+def start_npy(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Write what an ``.npy`` file of uint8 begins with; its values are then written one after another."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def png_bytes(array: np.ndarray) -> bytes:

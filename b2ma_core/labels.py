@@ -185,18 +185,17 @@ def label_space(name: str) -> LabelSpace:
     path = FOLDER / f"{name}.yaml"
     if not re.fullmatch(r"[\w-]+", name) or not path.is_file():
         known = [*_IN_CODE, *sorted(p.stem for p in FOLDER.glob("*.yaml") if "_to_" not in p.stem)]
-        raise ValueError(f"no label space {name!r}{_nearest(name, known)} (there are: {', '.join(known)}; any other is "
+        raise ValueError(f"no label space {name!r}{nearest(name, known)} (there are: {', '.join(known)}; any other is "
                          f"a file {_shown(FOLDER)}/<name>.yaml)")  # fmt: skip
     return _space(name, load_yaml(path), _shown(path))
 
 
-def label_map(source: LabelSpace, target: LabelSpace, name: str | None = None) -> np.ndarray:
-    """How train ids of one label space are said in another.
+def label_map(source: LabelSpace, target: LabelSpace) -> np.ndarray:
+    """How train ids of one label space are said in another, by ``params/label_spaces/<source>_to_<target>.yaml``.
 
     Args:
         source: the space that is spoken.
         target: the space that is wanted.
-        name: of the file in ``params/label_spaces/``; None: ``<source>_to_<target>``.
 
     Returns:
         ``(256,)`` uint8: the target's train id of each of the source's; ``ignore_index`` for all others.
@@ -204,7 +203,7 @@ def label_map(source: LabelSpace, target: LabelSpace, name: str | None = None) -
     Raises:
         ValueError: if there is no such file; or listing all that is wrong with it.
     """
-    path = FOLDER / f"{name or f'{source.name}_to_{target.name}'}.yaml"
+    path = FOLDER / f"{source.name}_to_{target.name}.yaml"
     if not path.is_file():
         raise ValueError(f"no label map {_shown(path)}: it would say for each class of {source.name!r} which one of "
                          f"{target.name!r} it is, or {IGNORED}, in lines of the form 'name: name'")  # fmt: skip
@@ -212,10 +211,10 @@ def label_map(source: LabelSpace, target: LabelSpace, name: str | None = None) -
     problems = [f"{class_name}: stands in no line" for class_name in source.names if class_name not in values]
     for said, meant in values.items():
         if said not in source.names:
-            problems.append(f"{said}: no class of {source.name!r}{_nearest(said, source.names)}")
+            problems.append(f"{said}: no class of {source.name!r}{nearest(said, source.names)}")
         if meant not in (*target.names, IGNORED):
             problems.append(f"{said}: {meant!r} is no class of {target.name!r}, nor {IGNORED}"
-                            f"{_nearest(meant, (*target.names, IGNORED))}")  # fmt: skip
+                            f"{nearest(meant, (*target.names, IGNORED))}")  # fmt: skip
     _refuse(problems, _shown(path))
     ids = {**{class_name: i for i, class_name in enumerate(target.names)}, IGNORED: target.ignore_index}
     table = np.full(256, target.ignore_index, np.uint8)
@@ -225,7 +224,7 @@ def label_map(source: LabelSpace, target: LabelSpace, name: str | None = None) -
 
 def _space(name: str, values: Mapping[str, Any], where: str) -> LabelSpace:
     """The label space that a file describes, checked."""
-    problems = [f"{key}: unknown{_nearest(key, _KEYS)}" for key in values if key not in _KEYS]
+    problems = [f"{key}: unknown{nearest(key, _KEYS)}" for key in values if key not in _KEYS]
     classes = values["classes"] if isinstance(values.get("classes"), dict) else {}
     if not 1 <= len(classes) <= 255:
         problems.append(f"classes: has to hold 1 .. 255 lines 'name: {{color: [r, g, b]}}', has {len(classes)}")
@@ -233,7 +232,7 @@ def _space(name: str, values: Mapping[str, Any], where: str) -> LabelSpace:
     for i, (class_name, told) in enumerate(classes.items()):
         key = f"classes.{class_name}"
         told = told if isinstance(told, dict) else {"color": told}
-        problems += [f"{key}.{k}: unknown{_nearest(k, ('color', 'id'))}" for k in told if k not in ("color", "id")]
+        problems += [f"{key}.{k}: unknown{nearest(k, ('color', 'id'))}" for k in told if k not in ("color", "id")]
         if not isinstance(class_name, str) or class_name == IGNORED:
             taken = "in a label map this word means no class" if class_name == IGNORED else "YAML takes it for no text"
             problems.append(f"{key}: {taken}: choose another name, or put it in quotes")
@@ -263,7 +262,7 @@ def _space(name: str, values: Mapping[str, Any], where: str) -> LabelSpace:
             problems.append(f"{key}: has to be 'all' or a list of class names, got {covered!r}")
             continue
         strange = [c for c in covered if c not in names]
-        problems += [f"{key}: {c!r} is no class{_nearest(c, names)}" for c in strange]
+        problems += [f"{key}: {c!r} is no class{nearest(c, names)}" for c in strange]
         problems += [f"{key}: {c!r} stands twice" for c, times in Counter(map(str, covered)).items() if times > 1]
         subsets[average] = tuple(names.index(c) for c in covered if c not in strange)
     _refuse(problems, where)
@@ -286,7 +285,8 @@ def _refuse(problems: list[str], where: str) -> None:
                          + "; ".join(problems[:10]) + more)  # fmt: skip
 
 
-def _nearest(word: Any, known: Iterable[str]) -> str:
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """ "; did you mean 'road'?" for a word that is nearly one of those known, else nothing."""
     near = difflib.get_close_matches(str(word), map(str, known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

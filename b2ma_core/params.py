@@ -3,7 +3,6 @@
 Every name, type, range and source stands here once; ``params/*.yaml`` hold the values.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from b2ma_core.files import PROJECT, load_yaml
-from b2ma_core.labels import LabelSpace, label_map, label_space
+from b2ma_core.labels import LabelSpace, label_map, label_space, nearest
 
 STUDY_NAME = r"[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?"  # study or study+arm, see study/arms.py
 VIEWS = 6  # len(queries.VIEWS), which imports torch; a test holds them together
@@ -57,6 +56,16 @@ PUBLISHED = {
 
 # They change how fast or how closely watched a run is, not what comes out of it.
 NO_EFFECT_ON_RESULTS = ("workers", "save_every", "box_token_variable", "box_timeout", "box_requests")
+
+GONE = {  # parameters of earlier revisions: what has become of them
+    "box_label_map": "it is gone: a map is params/label_spaces/<box_label_space>_to_<label_space>.yaml",
+    "mix_images": "it is stage2_mix now: none, spatial, cutmix, classmix",
+    "prior_correction": "it is share_alignment now, the alignment of the teacher's class distribution",
+    "stage2_calibration": "it is gone: stage 2 has no temperature scaling any more",
+    "stage2_class_weights": "it is gone: stage 2 does not weigh classes",
+    "stage2_label_smoothing": "it is gone: stage 2 does not smooth labels",
+    "teacher_votes": "it is teacher_box_share now",
+}
 
 
 class ParamsError(ValueError):
@@ -101,16 +110,16 @@ class Params(BaseModel):
     box: Literal["model", "folder", "service"] = "model"  # folder: label PNGs that a vendor delivered; service: HTTP
     box_root: str | None = None
     box_label_space: str | None = None  # the classes that the box's answers speak of; None: label_space
-    box_label_map: str | None = None  # file in params/label_spaces/ that joins them; None: <box's>_to_<label_space>
     box_address: str | None = None  # of a service, http://.. or https://..
     box_token_variable: str | None = None  # NAME of the environment variable with its token, never the token
     box_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  # seconds for one answer
     box_requests: Annotated[int, Field(ge=1, le=64)] = 4  # requests at once
     box_flip: bool = True  # average the logits of the image and its mirror image
+    # Test-time augmentation (queries.py): the box answers views of an image, and a majority vote joins its answers.
     box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that are answered; a flat folder: 1
-    vote_exponent: NotNegative = 4.0  # an answer counts (its agreement with most answers) ** this; 0: all alike
-    # The labels are the plain answers where these agree with the votes on this share of a part's pixels, else the
-    # votes; 0: always the plain answers, above 1: always the votes.
+    vote_exponent: NotNegative = 4.0  # an answer's weight: (its agreement with the plain majority vote) ** this
+    # The pseudo labels are the plain answers, to the images as they are, where these agree with the vote on this share
+    # of a part's pixels, else the vote; 0: always the plain answers, above 1: always the vote.
     plain_agreement: NotNegative = 0.85
     box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
     source_network: str = "deeplab_small"
@@ -153,7 +162,8 @@ class Params(BaseModel):
     stage2_steps: Count = 200
     stage2_learning_rate: Positive = 8.0e-4
     stage2_views: bool = True  # images are cut, enlarged and mirrored as in stage 1; False: whole, as published
-    share_alignment: Share = 1.0  # how far the teacher's class shares are drawn to the pseudo labels' (published 0)
+    # Distribution alignment (class_shares.py): the teacher's class shares are drawn to those of the pseudo labels.
+    share_alignment: Share = 1.0  # how far (published 0)
     share_exponent: Share = 0.8  # of the pseudo labels' shares; below 1 rare classes may be more than they are there
     share_limit: Positive = 3.0  # largest change of a logit
     teacher_box_share: Share = 0.3  # of the box's labels beside the teacher's probabilities (published 0)
@@ -180,7 +190,7 @@ class Params(BaseModel):
 
     # --- evaluation
     oracle_steps: Annotated[int, Field(ge=0)] = 1200  # 0: no oracle
-    evaluate_every: Count = 100  # steps between two points of the IoU curve
+    evaluate_every: Count = 100  # steps between two points of the mIoU curve
 
     # --- the machine
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -198,7 +208,7 @@ class Params(BaseModel):
         return name
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _data_are_there(self):
         for side in ("source", "target"):
             kind, root = getattr(self, f"{side}_dataset"), getattr(self, f"{side}_root")
             if kind not in ("minicity", "none") and not root:
@@ -220,34 +230,41 @@ class Params(BaseModel):
                     raise ValueError(f"{side}_{part}_images: MiniCity is endless, say how many scenes to draw")
                 if kind == "minicity" and split not in (None, "train", "val", "test"):
                     raise ValueError(f"{side}_{part}_split: MiniCity has train, val and test, got {split!r}")
-        if self.confidence == "logit" and self.teacher_box_share > 0:
-            raise ValueError("teacher_box_share: must be 0 with confidence 'logit', labels are added to probabilities")
+        return self
+
+    @model_validator(mode="after")
+    def _box_can_be_asked(self):
+        if self.box == "model":
+            if self.box_label_space:
+                raise ValueError("box_label_space: box 'model' has the classes of label_space, to which the source's "
+                                 "labels are joined as they are read; a model of other classes answers as box "
+                                 "'service' (python -m b2ma_core.serve)")  # fmt: skip
+            if self.source_dataset == "none" and self.source_steps > 0:
+                raise ValueError("source_dataset: 'none' leaves nothing to train on; set box to 'folder' or 'service', "
+                                 "or source_start to a weights file and source_steps to 0")  # fmt: skip
+        elif self.init == "source":
+            raise ValueError(f"init: 'source' needs the owner's weights, and a {self.box} gives labels alone")
         if self.box == "folder" and not self.box_root:
             raise ValueError("box_root: box is 'folder', so name the folder of label PNGs here")
-        if self.box == "model" and (self.box_label_space or self.box_label_map):
-            raise ValueError("box_label_space: box 'model' has the classes of label_space, to which the source's "
-                             "labels are joined as they are read; a model of other classes answers as box 'service' "
-                             "(python -m b2ma_core.serve)")  # fmt: skip
-        if self.box_label_map and not self.box_label_space:
-            raise ValueError("box_label_map: set box_label_space, too: the classes that the map is from")
+        if self.box == "service":
+            _check_address(self.box_address)
         try:
             self.label_map("box")
         except ValueError as error:
-            raise ValueError(f"box_label_{'map' if self.box_label_map else 'space'}: {error}") from None
+            raise ValueError(f"box_label_space: {error}") from None
         if self.box_confidence and (self.box != "model" or self.box_queries > 1):
             raise ValueError("box_confidence: the owner's confidence belongs to the model's one answer to the image as "
                              "it is: set box to 'model' and box_queries to 1, or leave it out; of several answers the "
-                             "agreement is the confidence")  # fmt: skip
-        if self.box == "model" and self.source_dataset == "none" and self.source_steps > 0:
-            raise ValueError("source_dataset: 'none' leaves nothing to train on; set box to 'folder' or 'service', "
-                             "or source_start to a weights file and source_steps to 0")  # fmt: skip
-        if self.box == "service":
-            _check_address(self.box_address)
+                             "vote agreement is the confidence")  # fmt: skip
         if self.box_token_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.box_token_variable):
             raise ValueError("box_token_variable: must be the NAME of an environment variable (capitals, digits, _), "
                              "such as BOX_TOKEN; the token itself belongs into that variable alone")  # fmt: skip
-        if self.box != "model" and self.init == "source":
-            raise ValueError(f"init: 'source' needs the owner's weights, and a {self.box} gives labels alone")
+        return self
+
+    @model_validator(mode="after")
+    def _trainings_fit(self):
+        if self.confidence == "logit" and self.teacher_box_share > 0:
+            raise ValueError("teacher_box_share: must be 0 with confidence 'logit', labels are added to probabilities")
         if self.box == "model" and self.source_image_size and self.crop:
             raise ValueError("crop: the source's images have a size of their own (source_image_size), so none is cut")
         if self.crop and (self.crop[0] > self.image_size[0] or self.crop[1] > self.image_size[1]):
@@ -282,13 +299,8 @@ class Params(BaseModel):
         Raises:
             ValueError: if there is no such map in ``params/label_spaces/``; or listing what is wrong with it.
         """
-        own, name = self.space_of(what), self.box_label_map if what == "box" else None
-        return None if own.name == self.label_space and not name else label_map(own, self.space, name)
-
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What a run made with ``other`` was told otherwise, as ``name: then -> now`` lines."""
-        now = self.model_dump()
-        return [f"{name}: {other.get(name)!r} -> {now.get(name)!r}" for name in unlike(now, other)]
+        own = self.space_of(what)
+        return None if own.name == self.label_space else label_map(own, self.space)
 
 
 def _check_address(address: str | None) -> None:
@@ -379,9 +391,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "ablation")
-        near = difflib.get_close_matches(path.stem, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ParamsError(f"{path}: no such study{hint} (there are: {', '.join(known) or 'none'})")
+        raise ParamsError(f"{path}: no such study{nearest(path.stem, known)} (there are: {', '.join(known) or 'none'})")
     try:
         return load_yaml(path)
     except ValueError as error:
@@ -391,8 +401,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _explain(error: dict) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, Params.model_fields, 1)
-        return f"{name}: unknown parameter" + (f"; did you mean {near[0]}?" if near else "")
+        hint = f"; {GONE[name]}" if name in GONE else nearest(name, Params.model_fields)
+        return f"{name}: unknown parameter{hint}"
     if error["type"] == "missing":
         return f"{name}: has to be given"
     message = error["msg"].removeprefix("Value error, ")

@@ -1,8 +1,9 @@
-"""Asking a box more than once: views of an image, and what several answers agree on.
+"""Test-time augmentation of a black box: it answers several views of an image, and the answers vote.
 
 A box that only gives labels may answer a well-exposed, quiet photograph better than a dark, pale or noisy one, and
 where its answers to several views differ, it is less often right. Which views suit an image shows in the labels alone:
-they agree with the others.
+they agree with the others. So the votes are weighted by that agreement, and the share that a class wins with, its *vote
+agreement*, serves as a confidence.
 """
 
 import math
@@ -105,10 +106,10 @@ def views(images: np.ndarray, count: int) -> list[np.ndarray]:
     return seen
 
 
-def plurality(
+def majority_vote(
     answers: np.ndarray, num_classes: int, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The class with the most votes at each pixel, and its share of them.
+    """Majority vote: the class with the most votes at each pixel, and its share of them (the vote agreement).
 
     Args:
         answers: ``(K, ...)`` uint8 train ids, one map or batch of maps per query; values from ``num_classes`` on are
@@ -143,13 +144,13 @@ def agreement(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Args:
         answers: ``(K, N, H, W)`` uint8 train ids.
-        labels: ``(N, H, W)`` uint8 train ids, for example what most answers say.
+        labels: ``(N, H, W)`` uint8 train ids, for example the majority vote.
     """
     return (answers == labels).mean((2, 3), keepdims=True)
 
 
-def vote(answers: np.ndarray, num_classes: int, exponent: float) -> tuple[np.ndarray, np.ndarray]:
-    """What the answers say together: the plurality, then again with votes that count by their agreement with it.
+def weighted_majority_vote(answers: np.ndarray, num_classes: int, exponent: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted majority vote: a plain one first, then again with votes that count by their agreement with it.
 
     Args:
         answers: ``(K, N, H, W)`` uint8 train ids.
@@ -157,9 +158,9 @@ def vote(answers: np.ndarray, num_classes: int, exponent: float) -> tuple[np.nda
         exponent: a vote counts ``agreement ** exponent``; 0: all alike.
 
     Returns:
-        ``(N, H, W)`` uint8 train ids and float32 shares of the weight, as :func:`plurality`.
+        ``(N, H, W)`` uint8 train ids and float32 shares of the weight, as :func:`majority_vote`.
     """
-    labels, shares = plurality(answers, num_classes)
+    labels, shares = majority_vote(answers, num_classes)
     if exponent == 0:
         return labels, shares
-    return plurality(answers, num_classes, agreement(answers, labels).clip(1e-3) ** exponent)
+    return majority_vote(answers, num_classes, agreement(answers, labels).clip(1e-3) ** exponent)

@@ -78,7 +78,7 @@ from torch import Tensor, nn  # noqa: E402
 from b2ma_core import minicity  # noqa: E402
 from b2ma_core.augmentations import jitter_and_blur  # noqa: E402
 from b2ma_core.class_shares import ClassShares  # noqa: E402
-from b2ma_core.data import datasets  # noqa: E402
+from b2ma_core.data import conversion, datasets  # noqa: E402
 from b2ma_core.distillation import (  # noqa: E402
     SelfDistillation,
     Sharing,
@@ -481,7 +481,7 @@ def paper_step(case: Case) -> Row:
     """A step of stage 2 at the paper's size, with SpatialMix, votes and hard patches, against the bare passes of both
     networks over as many pixels."""
     params = paper_params(case)
-    data = datasets.prepare(params)["target_train"]
+    data = conversion.prepare(params)["target_train"]
     found = time_steps(params, data.images, np.array(data.labels), 3 if case.small else 20)
     size = "{} x {}".format(*params.image_size)
     return Row({"network": params.target_network, "size": size, "batch": params.batch_size, **found})
@@ -541,7 +541,7 @@ def until_stage2(run: Run) -> Iterator[str]:
     """What the notebooks 00 to 04 do, by the same calls; gives the name of each part as it is done."""
     params = run.params
     run.claim()
-    parts = datasets.prepare(params)
+    parts = conversion.prepare(params)
     run.record("00_data", {})
     yield "data"
     stages.train(run, "source")

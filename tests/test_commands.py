@@ -29,7 +29,7 @@ def one_message(output: str, *said: str) -> None:
         ("study STUDY=smok", "params/smok.yaml: no such study; did you mean 'smoke'"),
         ("study STUDY=../smoke", "'../smoke' is no name"),
         ("study STUDY=", "'' is no name"),
-        ("study STUDY=wrong", "stage1_step: unknown parameter; did you mean stage1_steps?"),
+        ("study STUDY=wrong", "stage1_step: unknown parameter; did you mean 'stage1_steps'?"),
         ("study SEEDS=x", "SEEDS: must be whole numbers of at least 0, as in SEEDS=\"0 1 2\", got 'x'"),
         ("study SEEDS=1,1", "SEEDS: each once"),
         ("study JOBS=0", "JOBS: must be a whole number of at least 1, got '0'"),

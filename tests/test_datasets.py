@@ -13,13 +13,13 @@ from PIL import Image
 
 from b2ma_core import labels as label_spaces
 from b2ma_core import minicity
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.files import PROJECT
 from b2ma_core.params import check_params
 
 
 def test_minicity_parts_are_its_scenes(smoke_params, tmp_path):
-    parts = datasets.prepare(smoke_params, 1, tmp_path)
+    parts = conversion.prepare(smoke_params, 1, tmp_path)
     assert {name: len(d) for name, d in parts.items()} == {
         "source_train": 24, "source_val": 8, "target_train": 24, "target_val": 8, "target_test": 4
     }  # fmt: skip
@@ -29,7 +29,7 @@ def test_minicity_parts_are_its_scenes(smoke_params, tmp_path):
 
 
 def test_a_folder_is_read_as_it_decodes(folder_params, street_folder, tmp_path):
-    data = datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"]
+    data = conversion.prepare(folder_params, 1, tmp_path / "data")["target_train"]
     assert data.names == [f"seq_{i}" for i in range(4)]
     for i, name in enumerate(data.names):
         assert np.array_equal(data.images[i], photo(street_folder / "train" / f"{name}.png"))
@@ -38,7 +38,7 @@ def test_a_folder_is_read_as_it_decodes(folder_params, street_folder, tmp_path):
 
 def test_scored_labels_keep_their_own_size(folder_params, tmp_path):
     params = check_params({**folder_params.model_dump(), "image_size": [64, 64], "crop": None, "grid": 4}, "x")
-    parts = datasets.prepare(params, 1, tmp_path / "data")
+    parts = conversion.prepare(params, 1, tmp_path / "data")
     assert parts["target_val"].labels.shape[1:] == (64, 128) and parts["target_val"].images.shape[1:3] == (64, 64)
     assert parts["target_train"].labels.shape[1:] == (64, 64)
 
@@ -60,7 +60,7 @@ def own_sizes(root) -> list[np.ndarray]:
 
 def test_scored_images_keep_sizes_of_their_own(folder_params, street_folder, tmp_path):
     maps = own_sizes(street_folder)
-    val = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"]
+    val = conversion.prepare(folder_params, 1, tmp_path / "data")["target_val"]
     assert val.sizes == [(64, 128), (64, 40), (128, 256)] and val.images.shape == (3, 64, 128, 3)
     portrait = Image.open(street_folder / "val" / "seq_1.png").resize((128, 64), Image.Resampling.BICUBIC)
     assert np.array_equal(val.images[1], np.asarray(portrait))
@@ -81,22 +81,22 @@ def test_photographs_are_turned_and_compared_with_their_labels_so(folder_params,
     path = street_folder / "val" / "seq_0.png"
     upright = photo(path)
     Image.fromarray(np.rot90(upright)).save(path, exif=exif)
-    val = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"]
+    val = conversion.prepare(folder_params, 1, tmp_path / "data")["target_val"]
     assert val.sizes[0] == (64, 128) and np.array_equal(val.images[0], upright)
     Image.fromarray(np.rot90(val.labels[0])).save(street_folder / "valannot" / "seq_0.png")
     with pytest.raises(ValueError, match=r"seq_0.png: labels are \(64, 128\), .*before its EXIF orientation turned it"):
-        datasets.prepare(folder_params, 1, tmp_path / "data")
+        conversion.prepare(folder_params, 1, tmp_path / "data")
 
 
 def test_images_have_digests_of_their_pixels(folder_params, street_folder, tmp_path):
-    data = datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"]
+    data = conversion.prepare(folder_params, 1, tmp_path / "data")["target_train"]
     assert data.digests == [blake2b(image.tobytes(), digest_size=8).hexdigest() for image in data.images]
     assert data.of([3, 1]).digests == [data.digests[3], data.digests[1]]
     for i in (0, 1):
         (street_folder / "train" / f"seq_{i}.png").rename(street_folder / "train" / f"x{i}.png")
     for i in (0, 1):
         (street_folder / "train" / f"x{i}.png").rename(street_folder / "train" / f"seq_{1 - i}.png")
-    again = datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"]
+    again = conversion.prepare(folder_params, 1, tmp_path / "data")["target_train"]
     assert again.digests == [data.digests[i] for i in (1, 0, 2, 3)]
 
 
@@ -111,11 +111,11 @@ def test_labels_in_a_folder_of_another_name_are_refused_where_they_are_trained_o
 ):
     (street_folder / "trainannot").rename(street_folder / "train_labels")
     with pytest.raises(ValueError, match="source_train: the source model trains on it, and it has no labels") as caught:
-        datasets.prepare(trained_params, 1, tmp_path / "data")
+        conversion.prepare(trained_params, 1, tmp_path / "data")
     assert f"looked in {street_folder}/trainannot" in str(caught.value) and "train_labels/" in str(caught.value)
     assert "target_train" not in str(caught.value)
     own_weights = trained_params.model_copy(update={"source_steps": 0})  # nothing is trained on them
-    parts = datasets.prepare(own_weights, 1, tmp_path / "data")
+    parts = conversion.prepare(own_weights, 1, tmp_path / "data")
     assert parts["source_train"].labels is None and "train_labels/" in parts["target_train"].notes[0]
 
 
@@ -150,9 +150,9 @@ def test_labels_of_no_use_are_refused_in_training_and_told_elsewhere(
     spoil(street_folder / "trainannot")
     for _ in range(2):  # a part that was prepared is refused again
         with pytest.raises(ValueError, match=f"source_train: .*{said}") as caught:
-            datasets.prepare(trained_params, 1, tmp_path / "data")
+            conversion.prepare(trained_params, 1, tmp_path / "data")
         assert "target_train:" not in str(caught.value)
-    part = datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"]
+    part = conversion.prepare(folder_params, 1, tmp_path / "data")["target_train"]
     assert part.labels is None and len(part) == 4 and len(part.notes) == 1
     assert datasets.load(folder_params, "target_train", tmp_path / "data").labels is None
 
@@ -160,25 +160,25 @@ def test_labels_of_no_use_are_refused_in_training_and_told_elsewhere(
 @pytest.mark.parametrize("spoil", [spoil_empty, spoil_void, spoil_some, shutil.rmtree])
 def test_a_part_to_score_without_labels_of_use_goes_on_unscored(folder_params, street_folder, tmp_path, spoil):
     spoil(street_folder / "valannot")
-    val = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"]
+    val = conversion.prepare(folder_params, 1, tmp_path / "data")["target_val"]
     assert val.labels is None and len(val.notes) == 1
     assert not (tmp_path / "data" / "folder" / "target_val" / "labels.bin").exists()
 
 
 def test_single_void_maps_are_counted(folder_params, street_folder, tmp_path):
     Image.fromarray(np.full((64, 128), 255, np.uint8)).save(street_folder / "valannot" / "seq_1.png")
-    val = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"]
+    val = conversion.prepare(folder_params, 1, tmp_path / "data")["target_val"]
     assert len(val.labels) == 2 and val.notes == ["1 of its 2 label maps are void everywhere"]
 
 
 def test_images_of_other_formats_are_told(folder_params, street_folder, tmp_path):
     (street_folder / "val" / "seq_7.tif").write_bytes(b"x")
-    notes = datasets.prepare(folder_params, 1, tmp_path / "data")["target_val"].notes
+    notes = conversion.prepare(folder_params, 1, tmp_path / "data")["target_val"].notes
     assert notes == ["val: 1 .tif passed over, images are .png, .jpg, .jpeg"]
     for path in (street_folder / "val").glob("*.png"):
         path.unlink()
     with pytest.raises(ValueError, match="holds no images .*; val: 1 .tif passed over"):
-        datasets.prepare(folder_params, 1, tmp_path / "data")
+        conversion.prepare(folder_params, 1, tmp_path / "data")
 
 
 def test_what_killed_conversions_left_is_removed_and_nothing_else(folder_params, tmp_path):
@@ -186,49 +186,49 @@ def test_what_killed_conversions_left_is_removed_and_nothing_else(folder_params,
     (folder / ".target_train.1.part").mkdir(parents=True)
     for name in (".target_train.1.part/images.npy", "problems.txt.77.part", "mine.part", "mine.2.partial"):
         (folder / name).write_bytes(b"x")
-    datasets.prepare(folder_params, 1, tmp_path / "data")
+    conversion.prepare(folder_params, 1, tmp_path / "data")
     left = {path.name for path in folder.iterdir() if path.is_file() or "part" in path.suffix}
     assert left == {".lock", "mine.part", "mine.2.partial"}
 
 
 def test_a_list_of_numbers_of_threads_is_understood(folder_params, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
-    assert datasets.prepare(folder_params, None, tmp_path / "data")
+    assert conversion.prepare(folder_params, None, tmp_path / "data")
 
 
 def test_the_missing_folders_of_all_parts_are_named(trained_params, street_folder, tmp_path):
     for split in ("train", "val"):
         shutil.rmtree(street_folder / split)
     with pytest.raises(FileNotFoundError) as caught:
-        datasets.prepare(trained_params, 1, tmp_path / "data")
+        conversion.prepare(trained_params, 1, tmp_path / "data")
     assert all(f"{part}: no folder" in str(caught.value) for part in datasets.parts(trained_params))
 
 
 def test_a_second_call_changes_nothing_and_a_changed_file_is_read_again(folder_params, street_folder, tmp_path):
     folder = tmp_path / "data" / "folder" / "target_train"
-    datasets.prepare(folder_params, 1, tmp_path / "data")
+    conversion.prepare(folder_params, 1, tmp_path / "data")
     before = (folder / "images.npy").stat().st_mtime_ns
-    datasets.prepare(folder_params, 1, tmp_path / "data")
+    conversion.prepare(folder_params, 1, tmp_path / "data")
     assert (folder / "images.npy").stat().st_mtime_ns == before
     Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(street_folder / "train" / "seq_0.png")
-    assert datasets.prepare(folder_params, 1, tmp_path / "data")["target_train"].images[0].max() == 0
+    assert conversion.prepare(folder_params, 1, tmp_path / "data")["target_train"].images[0].max() == 0
 
 
 def test_several_processes_convert_to_the_same(smoke_params, tmp_path):
     params = check_params({**smoke_params.model_dump(), "source_train_images": 70}, "x")
-    one = datasets.prepare(params, 1, tmp_path / "one")["source_train"]
-    two = datasets.prepare(params, 2, tmp_path / "two")["source_train"]
+    one = conversion.prepare(params, 1, tmp_path / "one")["source_train"]
+    two = conversion.prepare(params, 2, tmp_path / "two")["source_train"]
     assert np.array_equal(one.images, two.images) and np.array_equal(one.labels, two.labels)
 
 
 PREPARE = """
 import sys
 from pathlib import Path
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion
 from b2ma_core.params import load_params
-convert = datasets._convert
-datasets._convert = lambda part, *rest: print(part.name) or convert(part, *rest)
-datasets.prepare(load_params(sys.argv[1]), 1, Path(sys.argv[2]))
+convert = conversion._convert
+conversion._convert = lambda part, *rest: print(part.name) or convert(part, *rest)
+conversion.prepare(load_params(sys.argv[1]), 1, Path(sys.argv[2]))
 """
 
 
@@ -237,15 +237,15 @@ def test_two_processes_that_start_at_once_make_each_part_once(smoke_params, tmp_
     both = [subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     made = [process.communicate()[0].split() for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted(made[0] + made[1]) == sorted(datasets.prepare(smoke_params, 1, tmp_path / "alone"))
+    assert sorted(made[0] + made[1]) == sorted(conversion.prepare(smoke_params, 1, tmp_path / "alone"))
     for pattern in ("*.npy", "*.bin"):
         same_tree(tmp_path / "alone", tmp_path / "both", pattern)
 
 
 POOL = """
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion
 if __name__ == "__main__":
-    for number in datasets._in_parallel(eval, ["__import__('os').getpid()"] * 64, 2, "x"):
+    for number in conversion._in_parallel(eval, ["__import__('os').getpid()"] * 64, 2, "x"):
         print(number, flush=True)
         input()
 """
@@ -270,7 +270,7 @@ def test_all_that_is_wrong_is_listed_and_named(folder_params, street_folder, tmp
     Image.fromarray(np.full((64, 128), 26, np.uint8)).save(annot / "seq_2.png")
     (annot / "seq_3.png").unlink()
     with pytest.raises(ValueError, match="4 of 4 samples cannot be used") as caught:
-        datasets.prepare(folder_params, 1, tmp_path / "data")
+        conversion.prepare(folder_params, 1, tmp_path / "data")
     message = str(caught.value)
     for said in (
         "train/seq_0.png: cannot be read",
@@ -287,7 +287,7 @@ def test_the_faults_of_all_parts_are_in_one_list_that_stays(folder_params, stree
     for split in ("train", "val"):
         (street_folder / split / "seq_0.png").write_bytes(b"no picture")
     with pytest.raises(ValueError) as caught:
-        datasets.prepare(params, 1, tmp_path / "data")
+        conversion.prepare(params, 1, tmp_path / "data")
     report = tmp_path / "data" / "folder" / "problems.txt"
     for part in ("source_train", "source_val", "target_train", "target_val"):
         assert f"{part}: 1 of" in str(caught.value) and f"{part}: 1 of" in report.read_text()
@@ -296,34 +296,34 @@ def test_the_faults_of_all_parts_are_in_one_list_that_stays(folder_params, stree
         for i in range(count):
             image, labels = minicity.render(i, "camera", split, size=(64, 128))
             Image.fromarray(image).save(street_folder / split / f"seq_{i}.png")
-    datasets.prepare(params, 1, tmp_path / "data")
+    conversion.prepare(params, 1, tmp_path / "data")
     assert not report.exists()
 
 
 def test_a_disk_without_room_is_named_before_anything_is_written(folder_params, tmp_path, monkeypatch):
-    usage = datasets.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = conversion.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match="GB are free. Nothing that was there is lost"):
-        datasets.prepare(folder_params, 1, tmp_path / "data")
+        conversion.prepare(folder_params, 1, tmp_path / "data")
     assert not list((tmp_path / "data" / "folder").glob("*target*"))
 
 
 def test_a_class_outside_the_label_space_is_named(folder_params, street_folder, tmp_path):
     Image.fromarray(np.full((64, 128), 77, np.uint8)).save(street_folder / "valannot" / "seq_1.png")
     with pytest.raises(ValueError, match=r"seq_1\.png: holds \[77\]"):
-        datasets.prepare(folder_params, 1, tmp_path / "data")
+        conversion.prepare(folder_params, 1, tmp_path / "data")
 
 
 def test_coloured_labels_are_refused(folder_params, street_folder, tmp_path):
     Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(street_folder / "valannot" / "seq_1.png")
     with pytest.raises(ValueError, match="8-bit PNG with one channel"):
-        datasets.prepare(folder_params, 1, tmp_path / "data")
+        conversion.prepare(folder_params, 1, tmp_path / "data")
 
 
 def test_a_missing_folder_shows_the_layout_expected(folder_params, tmp_path):
     params = check_params({**folder_params.model_dump(), "target_root": str(tmp_path / "nowhere")}, "x")
     with pytest.raises(FileNotFoundError, match="nowhere/train. Expected: <root>/<split>.*Set target_root"):
-        datasets.prepare(params, 1, tmp_path / "data")
+        conversion.prepare(params, 1, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -331,26 +331,26 @@ def test_an_empty_split_is_named(folder_params, street_folder, tmp_path):
     for path in (street_folder / "val").iterdir():
         path.unlink()
     with pytest.raises(ValueError, match="target_val: .*/val holds no images"):
-        datasets.prepare(folder_params, 1, tmp_path / "data")
+        conversion.prepare(folder_params, 1, tmp_path / "data")
 
 
 def test_sequences_choose_files_by_their_beginning(folder_params, street_folder):
     params = check_params({**folder_params.model_dump(), "target_sequences": ["seq_1", "seq_3"]}, "x")
-    assert [i.name for i in datasets.list_items(datasets.parts(params)["target_train"])] == ["seq_1", "seq_3"]
+    assert [i.name for i in conversion.list_items(datasets.parts(params)["target_train"])] == ["seq_1", "seq_3"]
     params = check_params({**folder_params.model_dump(), "target_sequences": ["no"]}, "x")
     with pytest.raises(ValueError, match="holds no images of sequences"):
-        datasets.list_items(datasets.parts(params)["target_train"])
+        conversion.list_items(datasets.parts(params)["target_train"])
 
 
 def test_two_images_of_one_name_are_named(folder_params, tmp_path):
     params = check_params({**folder_params.model_dump(), "target_val_split": "train+val"}, "x")
     with pytest.raises(ValueError, match="target_val: 2 names stand for two images, seq_0, seq_1"):
-        datasets.prepare(params, 1, tmp_path / "data")
+        conversion.prepare(params, 1, tmp_path / "data")
 
 
 def test_joined_splits_are_told_apart_and_native_sizes_kept(folder_params, distinct_names, tmp_path):
     values = {**folder_params.model_dump(), "target_val_split": "train+val", "image_size": [64, 64]}
-    val = datasets.prepare(check_params(values, "x"), 1, tmp_path / "data")["target_val"]
+    val = conversion.prepare(check_params(values, "x"), 1, tmp_path / "data")["target_val"]
     assert val.splits == ["train"] * 4 + ["val"] * 2 and val.sizes == [(64, 128)] * 6
     part = val.of_split("val")
     assert part.names == ["seq_4", "seq_5"] and np.array_equal(part.labels, val.labels[4:])
@@ -359,7 +359,7 @@ def test_joined_splits_are_told_apart_and_native_sizes_kept(folder_params, disti
 
 def test_minicity_is_read_in_camvids_classes(smoke_params, tmp_path):
     params = check_params({**smoke_params.model_dump(), "label_space": "camvid"}, "x")
-    labels = datasets.prepare(params, 1, tmp_path)["target_val"].labels
+    labels = conversion.prepare(params, 1, tmp_path)["target_val"].labels
     _, fine = minicity.render(0, "camera", "val", size=(64, 128))
     # road, sidewalk, building, wall, fence, pole, light, sign, vegetation, terrain, sky, person, rider and so on
     table = np.array([3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10])
@@ -386,13 +386,13 @@ def test_a_folder_in_other_classes_is_joined_and_made_again_when_its_map_changes
     _, fine = minicity.render(0, "camera", "val", size=(64, 128))
     expected = np.where(fine <= 1, 0, np.where((fine == 10) | (fine == 255), 255, 1))
     params = check_params(values, "x")
-    assert np.array_equal(datasets.prepare(params, 1, tmp_path / "data")["target_val"].labels[0], expected)
+    assert np.array_equal(conversion.prepare(params, 1, tmp_path / "data")["target_val"].labels[0], expected)
     path = spaces / "tens_to_two.yaml"
     path.write_text(path.read_text().replace("sky: ignored", "sky: other"))
-    again = datasets.prepare(params, 1, tmp_path / "data")["target_val"].labels[0]
+    again = conversion.prepare(params, 1, tmp_path / "data")["target_val"].labels[0]
     assert np.array_equal(again, np.where(expected == 255, np.where(fine == 10, 1, 255), expected))
     with pytest.raises(ValueError, match=r"holds \[10, .*but label maps of 'two' hold 0 .. 1, and 255"):
-        datasets.prepare(check_params({**values, "target_label_space": None}, "x"), 1, tmp_path / "data")
+        conversion.prepare(check_params({**values, "target_label_space": None}, "x"), 1, tmp_path / "data")
 
 
 def test_a_part_that_was_not_prepared_names_the_notebook(smoke_params, tmp_path):
@@ -407,9 +407,9 @@ def test_camvid_is_read_with_void_ignored(tmp_path):
     if not (PROJECT / params.source_root).is_dir():
         pytest.skip(f"no CamVid at {params.source_root}: set source_root in params/camvid.yaml to a copy")
     parts = datasets.parts(params)
-    counts = {name: len(datasets.list_items(part)) for name, part in parts.items()}
+    counts = {name: len(conversion.list_items(part)) for name, part in parts.items()}
     assert counts == {"source_train": 406, "target_train": 62, "target_val": 62, "target_test": 62}
-    item = datasets.list_items(parts["target_val"])[0]
-    image, labels = datasets.read_sample(item, parts["target_val"])
+    item = conversion.list_items(parts["target_val"])[0]
+    image, labels, _ = conversion.read_sample(item, parts["target_val"])
     assert image.shape == (240, 320, 3) and labels.shape == (360, 480)
     assert set(np.unique(labels)) <= {*range(11), 255}

@@ -9,7 +9,7 @@ from conftest import photo
 from PIL import Image
 
 from b2ma_core.black_box import LabelFolder
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
@@ -27,7 +27,7 @@ def finished(folder_params, street_folder, distinct_names, tmp_path, monkeypatch
         "box": "folder", "box_root": str(street_folder / "trainannot"),
     }  # fmt: skip
     run = Run(check_params(values, "x"), 0, tmp_path / "runs")
-    datasets.prepare(run.params, 1, tmp_path / "data")
+    conversion.prepare(run.params, 1, tmp_path / "data")
     monkeypatch.setattr(evaluation, "load", lambda params, name: datasets.load(params, name, tmp_path / "data"))
     run.model = build_model("deeplab_small", 19).eval()
     save_weights(run.model.state_dict(), run.path("stage1", "student.safetensors"))
@@ -60,7 +60,7 @@ def test_each_image_is_scored_at_its_labels_own_size(finished, street_folder, tm
     portrait = (0, 0, 48, 64)
     for folder in (annotated, images):
         Image.open(folder / "seq_5.png").crop(portrait).save(folder / "seq_5.png")
-    val = datasets.prepare(finished.params, 1, tmp_path / "data")["target_val"]
+    val = conversion.prepare(finished.params, 1, tmp_path / "data")["target_val"]
     assert [labels.shape for labels in val.labels] == [(64, 128)] * 5 + [(64, 48)]
     metrics, scores = evaluation.evaluate_run(finished, False)
     expected, fabric = ConfusionMatrix(19), make_fabric(finished.params)

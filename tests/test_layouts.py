@@ -11,7 +11,7 @@ from conftest import Project, photo
 from PIL import Image
 
 from b2ma_core import minicity
-from b2ma_core.data import datasets, layouts
+from b2ma_core.data import conversion, datasets, layouts
 from b2ma_core.files import read_label_map, read_picture
 from b2ma_core.labels import CITYSCAPES, label_map, label_space
 from b2ma_core.params import check_params
@@ -97,7 +97,7 @@ def params_for(smoke_params, source: str, source_root, split: str, target_root=N
 
 
 def test_gta5_and_cityscapes_are_read_as_distributed(smoke_params, gta5, cityscapes, tmp_path):
-    parts = datasets.prepare(params_for(smoke_params, "gta5", gta5, "train", cityscapes), 1, tmp_path / "data")
+    parts = conversion.prepare(params_for(smoke_params, "gta5", gta5, "train", cityscapes), 1, tmp_path / "data")
     source = parts["source_train"]
     assert source.names == ["00002", "00000"] and source.sizes == [(72, 136), (64, 128)]
     image, labels = scene(0)
@@ -114,11 +114,11 @@ def test_the_hidden_truth_of_cityscapes_test_is_no_truth(smoke_params, gta5, cit
         Image.fromarray(np.zeros((64, 128), np.uint8)).save(path)  # as distributed: not one class
     params = params_for(smoke_params, "gta5", gta5, "train", cityscapes)
     params = params.model_copy(update={"target_test_split": "test"})
-    assert datasets.prepare(params, 1, tmp_path / "data")["target_test"].labels is None
+    assert conversion.prepare(params, 1, tmp_path / "data")["target_test"].labels is None
 
 
 def test_synthias_own_ids_become_train_ids(smoke_params, synthia, tmp_path):
-    parts = datasets.prepare(params_for(smoke_params, "synthia", synthia, "all"), 1, tmp_path / "data")
+    parts = conversion.prepare(params_for(smoke_params, "synthia", synthia, "all"), 1, tmp_path / "data")
     _, labels = scene(1)
     assert (parts["source_train"].labels[1, 0, :3] == 255).all()
     assert np.array_equal(parts["source_train"].labels[1, 1:], labels[1:])
@@ -130,7 +130,7 @@ def test_synthias_ids_in_another_channel_are_refused(smoke_params, synthia, tmp_
     with pytest.raises(
         ValueError, match="source_train: .* all its 2 images are void.*0000000.png first.*first channel"
     ):
-        datasets.prepare(params_for(smoke_params, "synthia", synthia, "all"), 1, tmp_path / "data")
+        conversion.prepare(params_for(smoke_params, "synthia", synthia, "all"), 1, tmp_path / "data")
 
 
 def test_synthias_wrong_file_is_named(smoke_params, synthia, tmp_path):
@@ -138,7 +138,7 @@ def test_synthias_wrong_file_is_named(smoke_params, synthia, tmp_path):
     Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(coloured)
     (synthia / "GT" / "LABELS" / "0000000.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
     with pytest.raises(ValueError, match="2 of 2 samples") as caught:
-        datasets.prepare(params_for(smoke_params, "synthia", synthia, "all"), 1, tmp_path / "data")
+        conversion.prepare(params_for(smoke_params, "synthia", synthia, "all"), 1, tmp_path / "data")
     assert "16-bit PNGs whose first channel" in str(caught.value)
     assert "0000000.png: cannot be read" in str(caught.value)
 
@@ -148,7 +148,7 @@ def test_train_ids_where_label_ids_belong_are_told(smoke_params, gta5, tmp_path)
         labels = CITYSCAPES.encode(photo(path))
         Image.fromarray(labels).save(path)
     with pytest.raises(ValueError, match="look like train ids where label ids belong"):
-        datasets.prepare(params_for(smoke_params, "gta5", gta5, "all"), 1, tmp_path / "data")
+        conversion.prepare(params_for(smoke_params, "gta5", gta5, "all"), 1, tmp_path / "data")
 
 
 def test_an_image_that_a_list_names_and_a_list_that_is_missing_are_named(smoke_params, gta5):
@@ -159,7 +159,7 @@ def test_an_image_that_a_list_names_and_a_list_that_is_missing_are_named(smoke_p
     ):
         part = datasets.parts(params_for(smoke_params, "gta5", gta5, split))["source_train"]
         with pytest.raises(FileNotFoundError, match=said):
-            datasets.list_items(part)
+            conversion.list_items(part)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_list_may_name_images_with_spaces_and_dots(gta5):
 def test_a_list_of_no_use_is_named(smoke_params, gta5, content, said):
     (gta5 / "train.txt").write_bytes(content)
     with pytest.raises(ValueError, match=f"source_train: .*{said}"):
-        datasets.list_items(datasets.parts(params_for(smoke_params, "gta5", gta5, "train"))["source_train"])
+        conversion.list_items(datasets.parts(params_for(smoke_params, "gta5", gta5, "train"))["source_train"])
 
 
 def test_cityscapes_images_may_be_jpeg(cityscapes):
@@ -325,7 +325,7 @@ def test_results_come_in_order_and_few_wait():
 @pytest.mark.parametrize("space", ["camvid", "idd_lite"])
 def test_gta5_is_joined_to_the_studys_classes(smoke_params, gta5, tmp_path, space):
     params = check_params({**params_for(smoke_params, "gta5", gta5, "train").model_dump(), "label_space": space}, "x")
-    labels = datasets.prepare(params, 1, tmp_path / "data")["source_train"].labels[1]
+    labels = conversion.prepare(params, 1, tmp_path / "data")["source_train"].labels[1]
     _, fine = scene(0)
     table = label_map(CITYSCAPES, label_space(space))
     assert np.array_equal(labels, table[fine]) and set(np.unique(labels)) <= {
@@ -335,7 +335,7 @@ def test_gta5_is_joined_to_the_studys_classes(smoke_params, gta5, tmp_path, spac
     for path in (gta5 / "labels").iterdir():
         Image.fromarray(CITYSCAPES.encode(photo(path))).save(path)
     with pytest.raises(ValueError, match="look like train ids where label ids belong"):
-        datasets.prepare(params, 1, tmp_path / "data")
+        conversion.prepare(params, 1, tmp_path / "data")
 
 
 def test_label_ids_are_converted_to_files_of_train_ids(gta5, tmp_path, capsys):

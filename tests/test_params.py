@@ -1,8 +1,10 @@
+import re
+
 import pytest
 
 from b2ma_core import params, queries
 from b2ma_core.files import PROJECT
-from b2ma_core.params import PUBLISHED, Params, ParamsError, check_params, load_params, read_yaml
+from b2ma_core.params import GONE, PUBLISHED, Params, ParamsError, check_params, load_params, read_yaml, unlike
 from b2ma_core.report.ablation import read_ablation
 
 STUDIES = sorted({p.stem for p in (PROJECT / "params").glob("*.yaml")} - {"ablation"})
@@ -17,7 +19,7 @@ def test_every_study_of_the_project_is_valid(study):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        ({"stage1_step": 5}, "stage1_step: unknown parameter; did you mean stage1_steps?"),
+        ({"stage1_step": 5}, "stage1_step: unknown parameter; did you mean 'stage1_steps'?"),
         ({"rounds": "two"}, "rounds: .*integer, got 'two'"),
         ({"batch_size": 0}, "batch_size: .*greater than or equal to 1, got 0"),
         ({"ema_alpha": 1.5}, "ema_alpha: .*less than or equal to 1"),
@@ -87,9 +89,17 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 
 def test_speed_settings_make_no_other_run(smoke_params):
-    assert smoke_params.model_copy(update={"workers": 3}).differences(smoke_params.model_dump()) == []
-    changed = smoke_params.model_copy(update={"rounds": 5})
-    assert changed.differences(smoke_params.model_dump()) == ["rounds: 2 -> 5"]
+    told = smoke_params.model_dump()
+    assert unlike({**told, "workers": 3}, told) == [] and unlike({**told, "rounds": 5}, told) == ["rounds"]
+
+
+def test_a_parameter_of_an_earlier_revision_is_told_what_has_become_of_it(smoke_params):
+    for name, said in GONE.items():
+        assert name not in Params.model_fields
+        with pytest.raises(ParamsError, match=f"{name}: unknown parameter; {re.escape(said)}"):
+            check_params({**smoke_params.model_dump(), name: 0.3}, "x")
+        for new in re.findall(r"it is (\w+) now", said):
+            assert new in Params.model_fields
 
 
 def test_the_published_method_sets_what_a_file_does_not(smoke_params):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_distillation import RECIPE, gradients, problem
 from torch import distributed
 
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.distillation import Sharing, self_distillation_step
 from b2ma_core.files import write_png
 from b2ma_core.hard_patches import mine
@@ -52,7 +52,7 @@ def train(smoke_params, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     values = {**smoke_params.model_dump(), "accelerator": "cpu", "source_steps": 6, "save_every": 3, "evaluate_every": 3,
               "source_optimizer": "sgd", "source_learning_rate": 1e-2, "precision": "32-true"}  # fmt: skip
-    datasets.prepare(check_params(values, "x"), 1, tmp_path / "data")
+    conversion.prepare(check_params(values, "x"), 1, tmp_path / "data")
     labels = np.load(tmp_path / "data" / smoke_params.study / "source_train" / "labels.npy", mmap_mode="r+")
     labels[::2, :, 20:] = 255  # processes have unlike numbers of labelled pixels
 

@@ -85,7 +85,7 @@ def test_imports_run_downwards_only():
 
 @pytest.mark.parametrize(
     "module",
-    ["b2ma_core.params", "b2ma_core.study.arms", "b2ma_core.study.check", "b2ma_core.data.datasets"],
+    ["b2ma_core.params", "b2ma_core.study.arms", "b2ma_core.study.check", "b2ma_core.data.conversion"],
 )
 def test_what_make_asks_first_and_what_converts_images_import_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

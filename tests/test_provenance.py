@@ -10,7 +10,7 @@ import torchvision
 from conftest import Project, same_tree
 from PIL import Image
 
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.digests import code_digests
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.params import check_params, load_params
@@ -41,7 +41,7 @@ def study(folder_params, tmp_path, monkeypatch):
 
     def opened(seed=0, **changes) -> Run:
         params = check_params({**folder_params.model_dump(), "box_queries": 1, **changes}, "x")
-        datasets.prepare(params, 1, tmp_path / "data")
+        conversion.prepare(params, 1, tmp_path / "data")
         return Run(params, seed, tmp_path / "runs")
 
     return opened

@@ -8,7 +8,7 @@ from PIL import Image
 
 from b2ma_core import minicity
 from b2ma_core.black_box import LabelFolder, LocalModel
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.files import write_png
 from b2ma_core.labels import CAMVID, CITYSCAPES, label_map
 from b2ma_core.models import build_model
@@ -18,12 +18,12 @@ from b2ma_core.queries import (
     VIEWS,
     agreement,
     expose,
+    majority_vote,
     noise_level,
-    plurality,
     quieten,
     view_name,
     views,
-    vote,
+    weighted_majority_vote,
 )
 from b2ma_core.study.deliveries import deliveries
 from b2ma_core.study.pseudo_labels import (
@@ -39,7 +39,7 @@ from b2ma_core.study.records import Run
 
 def test_the_plurality_equals_a_plain_count():
     answers = np.random.default_rng(0).choice([0, 1, 2, 255], (5, 2, 6, 7)).astype(np.uint8)
-    labels, shares = plurality(answers, 3)
+    labels, shares = majority_vote(answers, 3)
     for place in np.ndindex(labels.shape):
         counts = [int((answers[(slice(None), *place)] == c).sum()) for c in range(3)]
         best = max(counts)
@@ -49,7 +49,7 @@ def test_the_plurality_equals_a_plain_count():
 
 def test_one_answer_wins_by_itself():
     answer = np.array([[[0, 1], [255, 1]]], np.uint8)
-    labels, shares = plurality(answer, 2)
+    labels, shares = majority_vote(answer, 2)
     assert (labels == answer[0]).all() and shares.tolist() == [[1, 1], [0, 1]]
 
 
@@ -57,7 +57,7 @@ def test_weighted_votes_equal_a_plain_sum():
     random = np.random.default_rng(1)
     answers = random.choice([0, 1, 2, 255], (4, 3, 5, 6)).astype(np.uint8)
     weights = random.uniform(0.1, 1, (4, 3, 1, 1))
-    labels, shares = plurality(answers, 3, weights)
+    labels, shares = majority_vote(answers, 3, weights)
     for image, row, column in np.ndindex(labels.shape):
         at = answers[:, image, row, column]
         sums = [sum(weights[k, image, 0, 0] for k in range(4) if at[k] == c) for c in range(3)]
@@ -72,13 +72,13 @@ def test_an_answer_that_agrees_with_no_other_loses_its_vote():
     c = np.array([0, 0, 0, 0, 0, 0, 0, 0, 2, 1])
     d = np.array([3, 3, 3, 3, 3, 3, 3, 3, 2, 0])
     answers = np.stack([a, b, c, d]).astype(np.uint8).reshape(4, 1, 2, 5)
-    plain, _ = plurality(answers, 4)
+    plain, _ = majority_vote(answers, 4)
     assert plain.ravel().tolist() == [0] * 8 + [1, 0]  # both ties go to the lower id
     assert agreement(answers, plain).ravel().tolist() == [0.9, 1.0, 0.8, 0.1]
-    labels, shares = vote(answers, 4, 1.0)
+    labels, shares = weighted_majority_vote(answers, 4, 1.0)
     assert labels.ravel().tolist() == [0] * 8 + [1, 1]  # A and C, 1.7, against B and D, 1.1
     np.testing.assert_allclose(shares.ravel()[-2:], [1.9 / 2.8, 1.7 / 2.8], rtol=1e-6)
-    for ours, theirs in zip(vote(answers, 4, 0.0), plurality(answers, 4), strict=True):
+    for ours, theirs in zip(weighted_majority_vote(answers, 4, 0.0), majority_vote(answers, 4), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -146,7 +146,7 @@ class Moody:
 
 def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_path):
     params = smoke_params.model_copy(update={"target_val_images": 8, "box_queries": len(VIEWS)})
-    datasets.prepare(params, 1, tmp_path / "data")
+    conversion.prepare(params, 1, tmp_path / "data")
     data, run, box = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
     plain = ask_for_labels(run, box, data)
     assert box.calls == len(VIEWS) and (plain == 1).all() and (read_labels(run, data) == 1).all()
@@ -171,7 +171,7 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
 
 
 def test_labels_are_memory_mapped_and_read_anew_when_a_file_changes(smoke_params, tmp_path):
-    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    conversion.prepare(smoke_params, 1, tmp_path / "data")
     data, run = datasets.load(smoke_params, "target_val", tmp_path / "data"), Run(smoke_params, 0, tmp_path)
     ask_for_labels(run, Moody(), data)
     before = read_labels(run, data)
@@ -188,7 +188,7 @@ def test_labels_are_memory_mapped_and_read_anew_when_a_file_changes(smoke_params
 
 def test_images_that_two_parts_share_are_asked_about_once(smoke_params, tmp_path):
     params = smoke_params.model_copy(update={"target_val_images": 8})
-    datasets.prepare(params, 1, tmp_path / "data")
+    conversion.prepare(params, 1, tmp_path / "data")
     data, run, box = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
     plain, asked = ask_for_labels(run, box, data), box.calls
     half = replace(data, name="half", labels=data.labels[:, ::2, ::2])
@@ -206,7 +206,7 @@ def test_answers_have_the_size_of_each_images_labels(folder_params, street_folde
     for folder in ("val", "valannot"):
         Image.open(street_folder / folder / "seq_1.png").crop((0, 0, 48, 64)).save(street_folder / folder / "seq_1.png")
     params = folder_params.model_copy(update={"image_size": [32, 64], "box_queries": 3})
-    data, run = datasets.prepare(params, 1, tmp_path / "data")["target_val"], Run(params, 0, tmp_path)
+    data, run = conversion.prepare(params, 1, tmp_path / "data")["target_val"], Run(params, 0, tmp_path)
     box = LocalModel(build_model("deeplab_small", 19), flip=False)
     answers = ask_for_labels(run, box, data)
     for i, size in enumerate([(64, 128), (64, 48)]):
@@ -219,7 +219,7 @@ def test_answers_that_are_all_void_are_refused(smoke_params, tmp_path):
         def predict(self, images, names=None):
             return np.full(images.shape[:3], 255, np.uint8)
 
-    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    conversion.prepare(smoke_params, 1, tmp_path / "data")
     data = datasets.load(smoke_params, "target_val", tmp_path / "data")
     with pytest.raises(ValueError, match="answers to all 8 images of target_val are void"):
         ask_for_labels(Run(smoke_params, 0, tmp_path), Mute(), data)
@@ -235,7 +235,7 @@ def vendor(folder_params, street_folder, distinct_names, tmp_path):
     }  # fmt: skip
     (tmp_path / "box").mkdir()
     run = Run(check_params(values, "x"), 0, tmp_path / "runs")
-    parts = datasets.prepare(run.params, 1, tmp_path / "data")
+    parts = conversion.prepare(run.params, 1, tmp_path / "data")
     run.parts = [parts["target_val"], parts["target_train"]]
     run.outbox = tmp_path / "data" / "folder" / "outbox"
     run.box = lambda: LabelFolder(tmp_path / "box", CITYSCAPES)
@@ -294,7 +294,7 @@ def test_what_a_folder_lacks_lies_in_the_outbox_until_it_is_there(vendor, tmp_pa
             answers = [np.asarray(Image.fromarray(table[said[view_name(k), name]]).resize(size[::-1], Image.Resampling.NEAREST))
                        for k in range(5)]  # fmt: skip
             assert np.array_equal(plain[i], answers[0])
-            votes, shares = vote(np.stack(answers)[:, None], 11, vendor.params.vote_exponent)
+            votes, shares = weighted_majority_vote(np.stack(answers)[:, None], 11, vendor.params.vote_exponent)
             assert np.array_equal(read_pseudo_labels(vendor, part)[i], votes[0])
             assert np.abs(read_confidences(vendor, part)[i] - 255 * shares[0]).max() <= 0.5
 
@@ -320,7 +320,7 @@ def test_other_images_under_the_same_names_are_not_taken_for_the_training_images
     params = check_params(
         {**folder_params.model_dump(), "box": "folder", "box_root": str(street_folder / "trainannot")}, "x"
     )
-    parts = datasets.prepare(params, 1, tmp_path / "data")
+    parts = conversion.prepare(params, 1, tmp_path / "data")
     chosen, notes = deliveries(params, LabelFolder(street_folder / "trainannot"), [parts["target_val"], parts["target_train"]],
                                data=tmp_path / "data")  # fmt: skip
     assert [part.name for part in chosen] == ["target_train"] and "other images under names of target_train" in notes[0]

@@ -86,7 +86,7 @@ def test_a_notebook_out_of_order_says_which_comes_first(project):
 
 def test_wrong_parameters_stop_before_anything_is_made(project):
     project.write_study("wrong", stage1_step=3, rounds="two")
-    said = ("params/wrong.yaml: 2 wrong parameters", "did you mean stage1_steps?", "got 'two'")
+    said = ("params/wrong.yaml: 2 wrong parameters", "did you mean 'stage1_steps'?", "got 'two'")
     one_message(*project.notebook("00_data", "wrong"), *said)
     assert not (project.root / "runs" / "wrong").exists()
     one_message(*project.notebook("00_data", "nothing"), "params/nothing.yaml: no such study")

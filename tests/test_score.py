@@ -9,7 +9,7 @@ import torch
 from conftest import photo
 from PIL import Image
 
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.files import PROJECT
 from b2ma_core.labels import CITYSCAPES
 from b2ma_core.metrics import ConfusionMatrix
@@ -22,7 +22,7 @@ from b2ma_core.study.training import make_fabric, predict
 def command(folder_params, tmp_path, monkeypatch):
     """``score`` on the street folder, whose labels are twice as large as the study's images."""
     params = folder_params.model_copy(update={"image_size": [32, 64]})
-    datasets.prepare(params, 1, tmp_path / "data")
+    conversion.prepare(params, 1, tmp_path / "data")
     monkeypatch.setattr(score, "load_params", lambda path: params)
     monkeypatch.setattr(score, "load", lambda params, name: datasets.load(params, name, tmp_path / "data"))
 

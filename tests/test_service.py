@@ -21,7 +21,7 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.files import PROJECT
 from b2ma_core.labels import CAMVID, CITYSCAPES, label_map
 from b2ma_core.models import build_model, save_weights
@@ -437,7 +437,7 @@ class Owner:
 
 @pytest.fixture
 def part(smoke_params, tmp_path):
-    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    conversion.prepare(smoke_params, 1, tmp_path / "data")
     return datasets.load(smoke_params, "target_val", tmp_path / "data")
 
 

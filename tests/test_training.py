@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import same_tree
 
-from b2ma_core.data import datasets
+from b2ma_core.data import conversion, datasets
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
 from b2ma_core.study import stages, training
@@ -19,7 +19,7 @@ from b2ma_core.study.records import Run
 @pytest.fixture
 def prepared(smoke_params, tmp_path, monkeypatch):
     """Runs by name whose data are ready; all of them share the data."""
-    datasets.prepare(smoke_params, 1, tmp_path / "data")
+    conversion.prepare(smoke_params, 1, tmp_path / "data")
     load = datasets.load
     monkeypatch.setattr(stages, "load", lambda params, name: load(params, name, tmp_path / "data"))
 
@@ -355,7 +355,7 @@ def test_sgd_gives_the_classifier_ten_times_the_rate_and_decays_as_a_polynomial(
 
 
 def test_a_source_model_learns_by_sgd_with_a_batch_and_a_size_of_its_own(smoke_params, tmp_path, monkeypatch):
-    from b2ma_core.data import datasets
+    from b2ma_core.data import conversion, datasets
     from b2ma_core.params import check_params
     from b2ma_core.study import stages
     from b2ma_core.study.records import Run
@@ -365,7 +365,7 @@ def test_a_source_model_learns_by_sgd_with_a_batch_and_a_size_of_its_own(smoke_p
         "source_weight_decay": 5e-4, "source_image_size": [48, 96], "source_steps": 12,
     }  # fmt: skip
     params = check_params(values, "x")
-    datasets.prepare(params, 1, tmp_path / "data")
+    conversion.prepare(params, 1, tmp_path / "data")
     monkeypatch.setattr(stages, "load", lambda params, name: datasets.load(params, name, tmp_path / "data"))
     data = datasets.load(params, "source_train", tmp_path / "data")
     assert data.images.shape[1:3] == (48, 96)

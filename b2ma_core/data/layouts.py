@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from b2ma_core.files import png_header, read_label_map, read_picture, write_png
 from b2ma_core.labels import CAMVID, CITYSCAPES, LabelSpace
+from b2ma_core.processes import run_command
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUTS = {
@@ -277,12 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", required=True, help="as the layout says; gta5 and synthia: 'all' or a list's name")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNGs")
     args = parser.parse_args(arguments)
-    try:
+
+    def command() -> None:
         print(convert(args.dataset, args.root, args.split, args.out), "maps of train ids in", args.out)
-    except (ValueError, OSError) as error:
-        print(f"\nlayouts: {error}\n", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command("layouts", command)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from b2ma_core.data.datasets import PARTS
 from b2ma_core.files import PROJECT
 from b2ma_core.params import base_study, load_params, unlike
-from b2ma_core.study.pipeline import DATA_PARTS, EVALUATION, PIPELINE, STAGES, first_to_read, stage_named
+from b2ma_core.study.pipeline import EVALUATION, PIPELINE, STAGES, first_to_read, stage_named
 from b2ma_core.study.provenance import changes, check, kept, made_from, trainings_of
 from b2ma_core.study.records import Run
 
@@ -108,7 +109,7 @@ def main(what: str, study: str, notebook: str) -> int:
     for run in sorted([*PROJECT.glob(f"runs/{study}/*"), *PROJECT.glob(f"runs/{study}+*/*")]):
         remove_from(run, notebook)
     if notebook == STAGES[0]:
-        for part in DATA_PARTS:
+        for part in PARTS:
             shutil.rmtree(PROJECT / "data" / study / part, ignore_errors=True)
     return 0
 

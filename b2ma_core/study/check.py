@@ -17,6 +17,11 @@ from b2ma_core.params import base_study, load_params, study_file
 from b2ma_core.processes import run_command
 from b2ma_core.study.records import STAGES
 
+WRITES = {  # the targets that are checked, and the folders of the project that each writes into
+    "study": ("runs", "data", "figures", ".snakemake"), "ablation": ("runs", "data", ".snakemake"),
+    "figures": ("figures",), "records": ("figures",), "site": ("site",), "lab": (), "test": (),
+}  # fmt: skip
+
 
 def seeds_of(text: str) -> list[int]:
     """The seeds that a text names, with spaces or commas between; ValueError for anything else."""
@@ -81,37 +86,34 @@ def check_records(runs: str, study: str, seeds: list[int]) -> None:
 
 def check(target: str, told: Mapping[str, str]) -> None:
     """Check what one of make's targets is told; ValueError has a line for each thing that is wrong."""
-    study, seeds = told.get("STUDY", ""), told.get("SEEDS", "")
-    runs, arms = told.get("RUNS", "runs"), told.get("ARMS", "")
-    checks: list[Callable] = []
-    if target in ("study", "ablation", "figures", "site"):
-        checks.append(lambda: check_study(study, arms if target == "ablation" else ""))
-        checks.append(lambda: seeds_of(seeds))
-    if target in ("study", "ablation"):
-        checks.append(lambda: count_of("JOBS", told.get("JOBS", "")))
-        checks.append(lambda: check_profile(told.get("PROFILE", "")))
-    if target in ("study", "ablation", "test"):
-        checks.append(lambda: count_of("CORES", told.get("CORES", "")))
-    writes = {
-        "study": ("runs", "data", "figures", ".snakemake"), "ablation": ("runs", "data", ".snakemake"),
-        "figures": (runs, "figures"), "records": ("figures",), "site": ("site",),
-    }  # fmt: skip
-    for folder in writes.get(target, ()):
-        checks.append(lambda folder=folder: check_writable(PROJECT / folder, "make the project's folder writable"))
-    if target in ("study", "ablation", "figures", "lab"):
-        caches = {Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"), Path(jupyter_runtime_dir())}
-        whose = "Snakemake and Jupyter keep files there; name another home: HOME=/tmp/home make .."
-        checks += [lambda folder=folder: check_writable(folder, whose) for folder in sorted(caches)]
-    if not checks:
-        raise ValueError(f"no target {target!r} that is checked")
+    study, seeds, runs = told.get("STUDY", ""), told.get("SEEDS", ""), told.get("RUNS", "runs")
     problems = []
-    for each in checks:
+
+    def tried(what: Callable, *arguments) -> None:
         try:
-            each()
+            what(*arguments)
         except ValueError as error:
             problems.append(str(error))
+
+    if target not in WRITES:
+        raise ValueError(f"no target {target!r} that is checked")
+    if target in ("study", "ablation", "figures", "site"):
+        tried(check_study, study, told.get("ARMS", "") if target == "ablation" else "")
+        tried(seeds_of, seeds)
+    if target in ("study", "ablation"):
+        tried(count_of, "JOBS", told.get("JOBS", ""))
+        tried(check_profile, told.get("PROFILE", ""))
+    if target in ("study", "ablation", "test"):
+        tried(count_of, "CORES", told.get("CORES", ""))
+    for folder in (*WRITES[target], *([runs] if target == "figures" else [])):
+        tried(check_writable, PROJECT / folder, "make the project's folder writable")
+    if target in ("study", "ablation", "figures", "lab"):
+        caches = {Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"), Path(jupyter_runtime_dir())}
+        for folder in sorted(caches):
+            tried(check_writable, folder, "Snakemake and Jupyter keep files there; name another home: HOME=/tmp/home "
+                  "make ..")  # fmt: skip
     if not problems and target == "figures":
-        check_records(runs, study, seeds_of(seeds))
+        tried(check_records, runs, study, seeds_of(seeds))
     if problems:
         raise ValueError("\n  ".join(dict.fromkeys(problems)))
 

@@ -37,10 +37,10 @@ def deliveries(
         return list(parts), []
     outbox, count = data / base_study(params.study) / "outbox", queries(params, box)
     train = next(part for part in parts if part.name == "target_train")
-    digests = dict(zip(train.names, train.digests, strict=False))  # a part made by hand has none
+    digests = dict(zip(train.names, train.digests, strict=True))
     answered, notes, lacking, sent = [], [], {}, set()
     for part in sorted(parts, key=lambda part: part is not train):
-        if any(digests.get(name, digest) != digest for name, digest in zip(part.names, part.digests, strict=False)):
+        if any(digests.get(name, digest) != digest for name, digest in zip(part.names, part.digests, strict=True)):
             notes.append(f"{part.name}: the box is not asked about it, since it has other images under names of "
                          f"{train.name}, which a folder cannot tell apart")  # fmt: skip
             continue

@@ -6,6 +6,7 @@ Snakefile, notebooks, arms of the ablation, evaluation and provenance all read i
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from b2ma_core.data.datasets import PARTS
 from b2ma_core.params import Params
 
 
@@ -57,11 +58,10 @@ _STUDENT = ("target_network", "target_optimizer", "weight_decay", "warmup_steps"
             "predict_scale", "average_weights", "ema_alpha")  # fmt: skip
 _TARGET = (*_STUDENT, "target_jitter", "target_noise", "stage1_learning_rate", "init")
 _STAGE1 = ("stage1_class_weights", "stage1_label_smoothing", "stage1_mix", "position_beta")
-DATA_PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
-_PARTS = DATA_PARTS[2:]
+_TARGET_PARTS = PARTS[2:]
 
 PIPELINE = (
-    Stage("data", "00_data", reads=_DATA, code=("data.datasets.prepare", "minicity"), computes=False),
+    Stage("data", "00_data", reads=_DATA, code=("data.conversion.prepare", "minicity"), computes=False),
     Stage(
         "source", "01_source_model", after=("data",), folder="source", start="source_start",
         reads=(*_TRAINING, "box", "source_network", "source_start", "source_steps", "source_learning_rate",
@@ -70,7 +70,7 @@ PIPELINE = (
         data=("source_train",), scored_on="source_val", code=("study.stages.train_source",),
     ),
     Stage(
-        "labels", "02_pseudo_labels", after=("data", "source"), folder="labels", data=_PARTS,
+        "labels", "02_pseudo_labels", after=("data", "source"), folder="labels", data=_TARGET_PARTS,
         reads=("label_space", "box", "box_", "vote_exponent", "source_network", *_DEVICE),
         code=("study.pseudo_labels.ask_for_labels", "study.stages.open_box"),
     ),
@@ -100,7 +100,7 @@ PIPELINE = (
         "evaluation", "06_evaluation", after=("data", "labels", "stage1", "stage2", "oracle"), folder="predictions",
         reads=("label_space", "rounds", "target_network", "predict_scale", "box", "box_queries", "oracle_steps",
                "method", *_DEVICE),
-        data=_PARTS,  # a method is read as the parameters that it sets; the evaluation's record names it
+        data=_TARGET_PARTS,  # a method is read as the parameters that it sets; the evaluation's record names it
         code=("report.evaluation.evaluate_run", "report.evaluation.predict_part"),
     ),
     Stage("figures", "07_figures", after=("evaluation",), computes=False, code=("report.figures", "report.results")),

@@ -15,10 +15,11 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from b2ma_core.data.datasets import PARTS
 from b2ma_core.digests import code_digests, digest, file_digest, stamp
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.params import NO_EFFECT_ON_RESULTS, Params, base_study
-from b2ma_core.study.pipeline import DATA_PARTS, EVALUATION, PIPELINE, Stage, stage_named, stages_of
+from b2ma_core.study.pipeline import EVALUATION, PIPELINE, Stage, stage_named, stages_of
 
 MADE_FROM, PROVENANCE = "made_from.json", "provenance.json"
 IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them together
@@ -70,7 +71,7 @@ def _classes(params: Params) -> str:
 def _inputs(run, name: str, stage: Stage) -> dict[str, str | None]:
     params, found = run.params, {}
     truth = stage.name in ("data", "source", "oracle", "evaluation")
-    for part in DATA_PARTS if stage.name == "data" else stage.data:
+    for part in PARTS if stage.name == "data" else stage.data:
         found[f"{part} images"] = data_digest(params, part, "digests")
         found[f"{part} labels"] = data_digest(params, part, "label_digests") if truth else None
     if stage.is_training:
@@ -106,7 +107,7 @@ def delivered(params: Params) -> dict[str, list] | None:
     root = PROJECT / (params.box_root or "")
     if not root.is_dir():
         return None
-    indices = [_index(params, part) for part in DATA_PARTS if part.startswith("target_")]
+    indices = [_index(params, part) for part in PARTS if part.startswith("target_")]
     names = {name for index in indices if index for name in index["names"]}
     found = {name: [] for name in sorted(names)}
     for path in sorted([*root.glob("*.png"), *root.glob("*/*.png")]):
@@ -126,7 +127,7 @@ def _read(path: Path, _: int) -> dict:
     return json.loads(path.read_text())
 
 
-def content(run, name: str, parts: tuple[str, ...] = DATA_PARTS) -> str | None:
+def content(run, name: str, parts: tuple[str, ...] = PARTS) -> str | None:
     """Digest of what a stage has left in the run's folder; None where there is nothing.
 
     Args:
@@ -184,13 +185,10 @@ def trainings_of(run) -> list[str]:
     return [n for n in names if any((run.path(n) / f).is_file() for f in ("history.json", "progress.pt"))]
 
 
-def changes(before: dict | None, now: dict, besides: tuple[str, ...] = ("curve",)) -> list[str]:
-    """What differs between two answers of :func:`made_from`, a line each; inputs that are gone do not.
+def changes(before: dict | None, now: dict) -> list[str]:
+    """What differs between two answers of :func:`made_from`, a line each; before: what was kept, None: nothing was.
 
-    Args:
-        before: what was kept; None: nothing was.
-        now: what is there now.
-        besides: inputs that may differ.
+    Inputs that are gone do not count, nor does what a curve is drawn from.
     """
     if before is None:
         return ["what it was made from was not kept"]
@@ -200,7 +198,7 @@ def changes(before: dict | None, now: dict, besides: tuple[str, ...] = ("curve",
     ]
     lines += [
         f"{key}: other content" for key, value in now["inputs"].items()
-        if key not in besides and before["inputs"].get(key, value) != value
+        if key != "curve" and before["inputs"].get(key, value) != value
     ]  # fmt: skip
     modules = {*before["code"], *now["code"]}
     lines += [f"b2ma_core/{module.replace('.', '/')}.py: other code" for module in sorted(modules)
@@ -339,12 +337,8 @@ def on_disk(run, notebook: str) -> dict:
     values = {k: v for k, v in params.model_dump().items() if k not in NO_EFFECT_ON_RESULTS}
     if notebook != "00_data":  # which checks them all
         values = {k: v for k, v in values.items() if any(stage.read(k) for stage in stages)}
-    wanted = []
-    if notebook == "00_data":
-        wanted = [params.source_root, params.target_root]
-    elif notebook == "02_pseudo_labels":
-        wanted = [params.box_root]
-    paths = [PROJECT / root for root in wanted if root]
+    outside = {"00_data": (params.source_root, params.target_root), "02_pseudo_labels": (params.box_root,)}
+    paths = [PROJECT / root for root in outside.get(notebook, ()) if root]
     paths += [_weights_file(params, stage) for stage in stages if stage.start]
     files = [_stamps(path) for path in paths if path.exists()]
     code = code_digests(*(entry for stage in stages for entry in stage.code))

@@ -1,4 +1,8 @@
-"""All that crosses the wall: label PNGs, one per target image, in ``labels/<part>/`` of a run."""
+"""All that crosses the black-box boundary: label PNGs, one per target image, in ``labels/<part>/`` of a run.
+
+With test-time augmentation the box answers several views of an image, its queries: the *plain answers* are those to the
+images as they are, the *votes* what the weighted majority of all answers says, see :mod:`b2ma_core.queries`.
+"""
 
 import hashlib
 import json
@@ -14,9 +18,9 @@ from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
 from b2ma_core.data.datasets import Data, LabelMaps, together
-from b2ma_core.files import read_label_map, whole_file, write_bytes, write_json, write_png
+from b2ma_core.files import read_label_map, start_npy, whole_file, write_bytes, write_json, write_png
 from b2ma_core.params import Params
-from b2ma_core.queries import view_size, views, vote
+from b2ma_core.queries import view_size, views, weighted_majority_vote
 from b2ma_core.study.provenance import answered
 from b2ma_core.study.records import Run
 
@@ -36,17 +40,17 @@ def voted(run: Run, data: Data) -> bool:
 
 
 def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: Sequence[Data] = ()) -> np.ndarray:
-    """Send a part's images through the wall and keep the answers; only what the box would answer otherwise, or to
+    """Send a part's images to the box and keep the answers; only what the box would answer otherwise, or to
     another image, is asked again, see :func:`provenance.answered`.
 
     Args:
         run: the run. ``labels/<part>/<name>.png`` get the answers to the images as they are and
-            ``labels/<part>_color/`` pictures of them; with several queries ``labels/<part>_votes/`` get what the
-            answers say together and ``labels/<part>_confidence/`` the share that say so (0 .. 255). Where the owner
-            publishes confidences, those stand there.
+            ``labels/<part>_color/`` pictures of them; with several queries ``labels/<part>_votes/`` get the majority
+            vote and ``labels/<part>_confidence/`` the vote agreement (0 .. 255). Where the owner publishes
+            confidences, those stand there.
         box: the box.
         data: the part.
-        batch: images per question.
+        batch: images per query.
         asked: parts that were asked before; images that they have in common with this one are not
             asked about again; answers of another size are brought to this one's by the nearest.
 
@@ -65,7 +69,7 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
         names, answers = [data.names[i] for i in indices], ask_views(run, box, data, indices)
         kept = {"_color": [space.colorize(labels) for labels in answers[0]]}
         if count > 1:
-            kept["_votes"], shares = vote(answers, space.num_classes, run.params.vote_exponent)
+            kept["_votes"], shares = weighted_majority_vote(answers, space.num_classes, run.params.vote_exponent)
             kept["_confidence"] = (shares * 255).round().astype(np.uint8)
         if run.params.box_confidence:  # of a model's one answer, see params.py
             confidence = box.predict_with_confidence(data.images[indices], answers.shape[2:])[1]
@@ -171,7 +175,7 @@ def in_frame(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | LabelMaps:
     """``(N, H, W)`` uint8 train ids that the box gave to a part, LabelMaps where their sizes differ: its plain answers,
-    or what most answers say.
+    or the votes.
 
     Errors name the notebook that comes first, or the broken file.
     """
@@ -187,7 +191,7 @@ def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | Label
 
 
 def agreement_with_votes(run: Run, data: Data) -> float | None:
-    """The share of a part's pixels on which the plain answers say what most answers say, 0 .. 1; None after one query.
+    """The share of a part's pixels on which the plain answers say what the votes say, 0 .. 1; None after one query.
 
     A box that suits its images answers a changed view much as the image itself; votes then only blur its answers. A box
     that is lost on them says something else to each view that suits it better. The labels alone tell which.
@@ -207,8 +211,8 @@ def read_pseudo_labels(run: Run, data: Data) -> np.ndarray:
 
 
 def read_confidences(run: Run, data: Data) -> np.ndarray | None:
-    """``(N, H, W)`` uint8 confidences, 0 .. 255: the share of the votes for what most answers say, or the owner's; None
-    after a single query.
+    """``(N, H, W)`` uint8 confidences, 0 .. 255: the vote agreement, that is the share of the votes for the class that
+    won, or the owner's; None after a single query.
 
     Bytes as they are in the files: as floats, those of Cityscapes' training images would take four times the room.
     """
@@ -232,8 +236,7 @@ def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray | La
         maps = _decoded(files, check)
         first = next(maps)
         with whole_file(kept) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *first.shape)}
-            np.lib.format.write_array_header_1_0(file, header)
+            start_npy(file, (len(files), *first.shape))
             for values in chain([first], maps):
                 file.write(values.tobytes())
         for old in set(kept.parent.glob(f"{folder}-*.npy")) - {kept}:
