@@ -122,9 +122,7 @@ def list_items(part: Part) -> list[Item]:
     if not items:
         of = f" of sequences {part.sequences}" if part.sequences else ""
         others = "".join(f"; {sentence}" for sentence in _passed_over(part))
-        raise ValueError(
-            f"{part.name}: {root / part.split} holds no images{of} ({', '.join(IMAGE_SUFFIXES)}){others}"
-        )
+        raise ValueError(f"{part.name}: {root / part.split} holds no images{of} ({', '.join(IMAGE_SUFFIXES)}){others}")
     return items
 
 
@@ -149,7 +147,9 @@ def read_sample(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None, 
         labels = _mapped(read_train_ids(item.labels, part.dataset, part.space), part)
         if labels.shape[::-1] != image.size:
             turned = "; were they drawn before its EXIF orientation turned it?" if labels.shape == image.size else ""
-            raise ValueError(f"{item.labels}: labels are {labels.shape[::-1]}, the image is {image.size} (W x H){turned}")
+            raise ValueError(
+                f"{item.labels}: labels are {labels.shape[::-1]}, the image is {image.size} (W x H){turned}"
+            )
         if not part.native_labels:
             labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
     resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
@@ -202,7 +202,9 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
                 counts = np.bincount(train_ids.ravel(), minlength=256)
                 void, pixels = void + (not counts[:255].any()), pixels + counts
     if absent and (problems or trained):
-        problems += [f"{i.labels or i.image}: no such file; each image needs its labels, or none has any" for i in absent]
+        problems += [
+            f"{i.labels or i.image}: no such file; each image needs its labels, or none has any" for i in absent
+        ]
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(f"{part.name}: {len(problems)} of {len(items)} samples cannot be used:\n  {listed}")
@@ -231,7 +233,7 @@ def _why_unlabelled(part: Part, items: list[Item], absent: list[Item], void: int
 
 
 def _refuse_train_ids(part: Part, items: list[Item], pixels: np.ndarray) -> None:
-    """Refuse maps of train ids in a layout of label ids: of the classes 6 .. 18 they leave nothing, counted over all."""
+    """Refuse maps of train ids in a layout of label ids: of the classes 6 .. 18 they leave nothing."""
     meant = list(part.label_map or range(256))
     late = sorted(set(meant[6:19]) - {*meant[:6], 255})
     if part.dataset in ("cityscapes", "gta5") and late and pixels[late].sum() == 0:

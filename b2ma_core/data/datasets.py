@@ -175,7 +175,8 @@ def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | Non
     index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").is_file() else {}
     if "digests" not in index:
         raise FileNotFoundError(
-            f"{folder} is missing or of an older version: run the notebook 00_data first (make study STUDY={params.study})"
+            f"{folder} is missing or of an older version: run the notebook 00_data first "
+            f"(make study STUDY={params.study})"
         )
     labels = None
     if (folder / "labels.npy").is_file():

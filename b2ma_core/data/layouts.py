@@ -88,7 +88,8 @@ def list_files(dataset: str, root: Path, split: str, sequences: Sequence[str] | 
             name = f"{p.parent.name}/{p.stem.removesuffix('_leftImg8bit')}_gtFine_labelIds.png"
         labels.append(there.get(name) or there.get(f"{name[:-4]}.PNG") or annotated / name)
     labelled = not set(labels).isdisjoint(there.values())
-    return [Item(p.stem, str(p), str(l) if labelled else None, split) for p, l in zip(images, labels, strict=True)]
+    pairs = zip(images, labels, strict=True)
+    return [Item(image.stem, str(image), str(own) if labelled else None, split) for image, own in pairs]
 
 
 def passed_over(dataset: str, root: Path, split: str) -> str:
@@ -127,8 +128,8 @@ def read_image(path: str) -> Image.Image:
     picture.info.pop("transparency", None)
     picture = picture.convert("RGB")
     if deep and max(top for _, top in picture.getextrema()) < 16:
-        raise ValueError(f"{path}: has 16 bits a channel and uses the darkest sixteenth of them alone (12-bit values?): "
-                         "stretch the values to 0 .. 65535, or save it with 8 bits")  # fmt: skip
+        raise ValueError(f"{path}: has 16 bits a channel and uses the darkest sixteenth of them alone (12-bit values?):"
+                         " stretch the values to 0 .. 65535, or save it with 8 bits")  # fmt: skip
     return picture
 
 
@@ -258,7 +259,9 @@ def convert(dataset: str, root: Path, split: str, out: Path) -> int:
     items = list_files(dataset, root, split)
     if not items or items[0].labels is None:
         there = what_is_at(folders(dataset, root, split)[1])
-        raise ValueError(f"{root}: the split {split!r} has no labels to convert ({there}). Expected: {LAYOUTS[dataset]}")
+        raise ValueError(
+            f"{root}: the split {split!r} has no labels to convert ({there}). Expected: {LAYOUTS[dataset]}"
+        )
     space = CAMVID if dataset == "camvid" else CITYSCAPES
     todo = [item for item in items if not (out / f"{item.name}.png").is_file()]
     with ThreadPoolExecutor() as pool:  # decoding leaves Python alone
