@@ -71,30 +71,21 @@ def pixel_weights(train_ids: Tensor, weights: Tensor | None = None) -> Tensor:
     return known * weights[train_ids.clamp(max=len(weights) - 1)]
 
 
-def consistency_loss(
-    logits: Tensor,
-    pseudo_labels: Tensor,
-    confidence: Tensor,
-    threshold: float,
-    per: str = "image",
-) -> Tensor:
-    """Cross-entropy against the teacher's labels, weighted by how sure it was.
+def consistency_loss(logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:
+    """Cross-entropy against the teacher's labels; every pixel of an image weighs the image's share of sure pixels.
 
     Args:
         logits: ``(N, C, H, W)`` float, the student's.
         pseudo_labels: ``(N, H, W)`` int64, the teacher's arg max; 255 is ignored.
         confidence: ``(N, H, W)`` float, the teacher's.
         threshold: confidence that counts as sure (published 0.968).
-        per: "image": every pixel of an image weighs the image's share of sure pixels (published);
-            "pixel": sure pixels weigh 1, others 0.
 
     Returns:
         Scalar: mean over all pixels of weight x cross-entropy.
 
     Source: Luo et al., CROTS (IJCV 2024), self distillation; the weight follows DACS (Tranheden et al., WACV 2021).
     """
-    sure = (confidence >= threshold).float()
-    weight = sure.mean((1, 2), keepdim=True) if per == "image" else sure
+    weight = (confidence >= threshold).float().mean((1, 2), keepdim=True)
     loss = pixel_cross_entropy(logits, pseudo_labels, ignore_index=255, reduction="none").view_as(confidence)
     return (weight * loss).mean()
 
@@ -221,7 +212,6 @@ class SelfDistillation:
         jitter, jitter_probability, blur_probability: see :func:`augmentations.jitter_and_blur`.
         confidence: "probability", or "logit", the published code's fault.
         confidence_threshold: see :func:`consistency_loss`.
-        consistency_weight: "image" or "pixel", see :func:`consistency_loss`.
         hard_patch_weight: of the loss of hard patches that stand alone.
         box_share: of the box's labels beside the teacher's, see :func:`teach`.
         paste_patches: lay them over the mixed images, one on each, at their own place; False: they stand alone.
@@ -234,7 +224,6 @@ class SelfDistillation:
     blur_probability: float = 0.5
     confidence: str = "probability"
     confidence_threshold: float = 0.968
-    consistency_weight: str = "image"
     hard_patch_weight: float = 0.1
     paste_patches: bool = False
     box_share: float = 0.0
@@ -347,9 +336,7 @@ def self_distillation_step(
     for part in sharing.slices(len(images)):
         seen = jitter_and_blur(mixed.images[part], mixed.changes.of(part))
         logits, sure = student(seen), mixed.confidence[part]
-        loss = consistency_loss(
-            logits, mixed.pseudo_labels[part], sure, recipe.confidence_threshold, recipe.consistency_weight
-        )
+        loss = consistency_loss(logits, mixed.pseudo_labels[part], sure, recipe.confidence_threshold)
         yield loss * len(seen) / len(images)
     patches, said = apart[:2] if apart is not None else ((), ())
     for part in sharing.slices(len(patches)):

@@ -59,6 +59,7 @@ NO_EFFECT_ON_RESULTS = ("workers", "save_every", "box_token_variable", "box_time
 
 GONE = {  # parameters of earlier revisions: what has become of them
     "box_label_map": "it is gone: a map is params/label_spaces/<box_label_space>_to_<label_space>.yaml",
+    "consistency_weight": "it is gone: every pixel of an image weighs the image's share of sure pixels",
     "mix_images": "it is stage2_mix now: none, spatial, cutmix, classmix",
     "prior_correction": "it is share_alignment now, the alignment of the teacher's class distribution",
     "stage2_calibration": "it is gone: stage 2 has no temperature scaling any more",
@@ -175,7 +176,6 @@ class Params(BaseModel):
     ema_alpha: Share = 0.99
     confidence_threshold: float = 0.7  # published 0.968
     confidence: Literal["probability", "logit"] = "probability"  # logit: the published fault
-    consistency_weight: Literal["image", "pixel"] = "image"  # one weight an image (published), or one a pixel
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the published fault
     ema_buffers: Literal["average", "skip"] = "average"  # skip: the published fault
     student_batch_norm: Literal["frozen", "batch"] = "frozen"  # batch: the published fault

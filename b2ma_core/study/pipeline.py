@@ -87,7 +87,7 @@ PIPELINE = (
     Stage(
         "stage2", "05_self_distill", after=("data", "labels", "stage1", "patches"), folder="stage2",
         reads=(*_TRAINING, *_STUDENT, "stage2_", "rounds", "share_", "teacher_", "mix_", "position_beta", "ema_",
-               "confidence", "confidence_threshold", "consistency_weight", "student_", "hard_patch_", "paste_patches",
+               "confidence", "confidence_threshold", "student_", "hard_patch_", "paste_patches",
                "grid", "plain_agreement"),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_stage2",),
     ),

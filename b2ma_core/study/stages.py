@@ -164,8 +164,8 @@ def self_distillation_of(params: Params) -> SelfDistillation:
         mix=params.stage2_mix, position_beta=params.position_beta, jitter=params.mix_jitter,
         jitter_probability=params.mix_jitter_probability, blur_probability=params.mix_blur_probability,
         confidence=params.confidence, confidence_threshold=params.confidence_threshold,
-        consistency_weight=params.consistency_weight, hard_patch_weight=params.hard_patch_weight,
-        paste_patches=params.paste_patches, box_share=params.teacher_box_share,
+        hard_patch_weight=params.hard_patch_weight, paste_patches=params.paste_patches,
+        box_share=params.teacher_box_share,
     )  # fmt: skip
 
 
