@@ -95,7 +95,7 @@ def finish_classes(axes: Axes) -> None:
     """Names of classes, slanted, and the legend above."""
     axes.set(xlabel="")
     plt.setp(axes.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
-    sns.move_legend(axes, "lower center", ncols=5, fontsize=7, title=None, bbox_to_anchor=(0.5, 1))
+    sns.move_legend(axes, "lower center", ncols=6, fontsize=7, title=None, bbox_to_anchor=(0.5, 1))
 
 
 def class_frequency_bars(frequencies: Mapping[str, np.ndarray], space: LabelSpace) -> Figure:
@@ -159,8 +159,7 @@ def patch_gallery(
 def patch_places(patches: Sequence[HardPatch], grid: int) -> Figure:
     """How many hard patches lie in each cell of the image's grid."""
     counts = np.zeros((grid, grid), int)
-    for patch in patches:
-        counts[patch.row, patch.column] += 1
+    np.add.at(counts, ([patch.row for patch in patches], [patch.column for patch in patches]), 1)
     figure, axis = plt.subplots(figsize=(3.3, 1.9))
     sns.heatmap(counts, annot=True, fmt="d", cmap="viridis", ax=axis, cbar_kws={"label": "hard patches"})
     axis.set(xlabel="column of the grid", ylabel="row of the grid")
@@ -169,17 +168,14 @@ def patch_places(patches: Sequence[HardPatch], grid: int) -> Figure:
 
 def rarity_bars(counts: np.ndarray, rare: Sequence[int], space: LabelSpace, means: np.ndarray | None = None) -> Figure:
     """Classes by pseudo-labelled pixels, the rare ones marked; beside it mean confidence where there is any."""
-    order = np.argsort(counts, kind="stable")
-    with_means = means is not None and np.isfinite(means).any()
-    figure, axes = plt.subplots(1, 1 + with_means, squeeze=False, figsize=(7, 2.8), layout="constrained", sharey=True)
-    color = [PALETTE[3] if c in rare else PALETTE[0] for c in order]
-    axes[0, 0].barh([space.names[c] for c in order], np.maximum(counts[order], 0.5), color=color)
-    axes[0, 0].set(xscale="log", xlabel="pseudo-labelled pixels")
-    if with_means:
-        axes[0, 1].barh([space.names[c] for c in order], np.nan_to_num(means[order]), color=color)
-        axes[0, 1].set(xlabel="mean confidence")
-    handles = [Patch(color=PALETTE[3], label="rare"), Patch(color=PALETTE[0], label="not rare")]
-    axes[0, -1].legend(handles=handles, loc="lower right")
+    data = pd.DataFrame({"pseudo-labelled pixels": np.maximum(counts, 0.5), "mean confidence": means}, space.names)
+    data = data.sort_values("pseudo-labelled pixels", ascending=False).dropna(axis="columns", how="all")
+    kind = ["rare" if space.names.index(name) in rare else "not rare" for name in data.index]
+    figure, axes = plt.subplots(1, data.shape[1], squeeze=False, figsize=(7, 2.8), layout="constrained", sharey=True)
+    for axis, column in zip(axes[0], data, strict=True):
+        sns.barplot(data, x=column, y=data.index, hue=kind, palette={"rare": PALETTE[3], "not rare": PALETTE[0]},
+                    saturation=1, legend=axis is axes[0, -1], ax=axis)  # fmt: skip
+    axes[0, 0].set(xscale="log", ylabel="")
     return figure
 
 

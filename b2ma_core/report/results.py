@@ -215,10 +215,12 @@ def table(results: pd.DataFrame, split: str = ALL) -> pd.DataFrame:
 
 
 def table_text(cells: pd.DataFrame, form: str = "pipe") -> str:
-    """A table of words as text: ``pipe`` (Markdown), ``latex_booktabs`` or ``plain``, for a terminal."""
-    sides = ["left", *["right"] * (cells.shape[1] - 1)] if len(cells) else None
-    text = cells.to_markdown(index=False, tablefmt=form, disable_numparse=True, colalign=sides)
-    return (text.replace("±", r"$\pm$") if form.startswith("latex") else text) + "\n"
+    """A table of words as text: ``pipe`` (Markdown), ``latex``, or ``plain`` for a terminal."""
+    others = cells.shape[1] - 1
+    if form == "latex":
+        return cells.to_latex(index=False, escape=True, column_format="l" + "r" * others).replace("±", r"$\pm$")
+    sides = ["left", *["right"] * others] if len(cells) else None  # tabulate wants none without lines
+    return cells.to_markdown(index=False, tablefmt=form, disable_numparse=True, colalign=sides) + "\n"
 
 
 def tables_text(results: pd.DataFrame, form: str = "pipe") -> str:

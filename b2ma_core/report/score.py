@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
         print(table_text(result_cells(found)))
         if args.out:
             write_json(args.out.with_name(args.out.name + ".json"), found)
-            for end, form in ((".md", "pipe"), (".tex", "latex_booktabs")):
+            for end, form in ((".md", "pipe"), (".tex", "latex")):
                 write_bytes(args.out.with_name(args.out.name + end), table_text(result_cells(found), form).encode())
 
 
