@@ -53,7 +53,8 @@ def test_make_study_says_what_it_would_do():
 # package lies the method, which knows no run, no Fabric and no folder layout.
 FLOORS = [
     {"files", "processes", "digests"},
-    {"spatial_mix", "hard_patches", "queries", "metrics", "labels", "augmentations", "class_shares", "minicity"},
+    {"spatial_mix", "mixes", "hard_patches", "queries", "metrics", "labels", "augmentations", "class_shares"},
+    {"minicity"},
     {"params", "models", "black_box", "service"},
     {"data", "distillation"},
     {"study"},
