@@ -29,7 +29,8 @@ def test_bars_over_classes_are_means_of_seeds_with_their_standard_deviation():
 
 
 def test_class_scores_can_be_drawn_as_they_are():
-    scores = {"box": ConfusionMatrix.of([[3, 1, 0], [0, 4, 0]]), "student": ConfusionMatrix.of([[4, 0, 0], [0, 0, 4]])}
+    counts = {"box": [[3, 1, 0], [0, 4, 0]], "student": [[4, 0, 0], [0, 0, 4]]}
+    scores = {row: ConfusionMatrix.of(each) for row, each in counts.items()}
     (axis,) = figures.class_iou_bars(results.class_scores(scores, ("road", "pole"))).axes
     assert [bar.get_height() for bar in axis.patches[:4]] == pytest.approx([75, 80, 100, 0])
 

@@ -78,8 +78,8 @@ def ablation_cells(rows: list[dict]) -> pd.DataFrame:
 
 
 def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
-    """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``varied``, ``to``, ``seed`` and
-    ``miou``, a line a value and seed."""
+    """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``varied``, ``to``, ``seed``
+    and ``miou``, a line a value and seed."""
     lines = []
     for name, points in plan["curves"].items():
         found = {value: cell_scores(study, cell, seeds, runs) for value, cell in points.items()}

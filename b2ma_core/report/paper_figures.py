@@ -62,7 +62,7 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
 
 
 def gap_bars(results: pd.DataFrame) -> Figure:
-    """mIoU of every row of several studies, a panel each: mean and standard deviation over seeds, share of the gap."""
+    """mIoU of every row of several studies, a panel each: mean and standard deviation of seeds, share of the gap."""
     studies = list(results.groupby("study", sort=False))
     figure, axes = plt.subplots(1, len(studies), squeeze=False, figsize=(PAGE, 2.5), layout="constrained")
     for axis, (study, part) in zip(axes[0], studies, strict=True):

@@ -129,8 +129,8 @@ def tidy(records: Sequence[dict], names: Sequence[str]) -> pd.DataFrame:
         names: of the ``C`` classes.
 
     Returns:
-        :func:`class_scores` with ``study``, ``seed`` and ``split`` (``ALL``, and each split where several were scored),
-        of the rows that every seed has, in the table's order; empty where nothing was scored.
+        :func:`class_scores` with ``study``, ``seed`` and ``split`` (``ALL``, and each of several), of the rows that
+        every seed has, in the table's order; empty where nothing was scored.
     """
     rows = [row for row in records[0]["metrics"]["rows"] if all(row in r["metrics"]["rows"] for r in records)]
     parts = []
@@ -188,7 +188,7 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> tuple
 
 
 def spread(values: Sequence[float]) -> str:
-    """Percent with one decimal: the value, or mean ± standard deviation of several; "-" if there is none for a seed."""
+    """Percent with one decimal: the value, or mean ± standard deviation of several; "-" if a seed has none."""
     values = 100 * np.array(values, float)
     if np.isnan(values).any():
         return "-"
@@ -255,7 +255,7 @@ def gains(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_words(results: pd.DataFrame) -> str:
-    """What asking, stage 1 and stage 2 bring to a study, and the classes that stage 2 moved most: means over seeds."""
+    """What asking, stage 1 and stage 2 bring to a study, and the classes that stage 2 moved most; means of seeds."""
     means = 100 * miou(results).mean(axis=1)
     rows = [row for row in means.index if row != "oracle"]
     steps = [f"{b} {means[b] - means[a]:+.1f}" for a, b in pairwise(rows)]
