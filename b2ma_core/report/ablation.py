@@ -83,7 +83,7 @@ def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / 
     lines = []
     for name, points in plan["curves"].items():
         found = {value: cell_scores(study, cell, seeds, runs) for value, cell in points.items()}
-        run = {f"{value:g}": miou for value, miou in found.items() if miou is not None}
+        run = {str(value): miou for value, miou in found.items() if miou is not None}
         lines += [(name, value, *each) for value, miou in run.items() if len(run) > 1
                   for each in zip(seeds, miou, strict=True)]  # fmt: skip
     return pd.DataFrame(lines, columns=["varied", "to", "seed", "miou"])
