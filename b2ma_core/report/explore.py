@@ -35,7 +35,8 @@ def at_hand(draw: Callable[..., Any], **ranges: Any) -> None:
             step)`` or a list.
     """
     if somebody_is_here():
-        ipywidgets.interact(draw, **ranges)
+        for control in ipywidgets.interact(draw, **ranges).widget.children[:-1]:
+            control.style.description_width = "11em"
     else:
         draw()
 
@@ -76,8 +77,8 @@ def patches_of_class(
     patches = hard_patches.mine(labels, [c], grid, least)
     counts = np.zeros((grid, grid), int)
     np.add.at(counts, ([p.row for p in patches], [p.column for p in patches]), 1)
-    figure, axes = plt.subplot_mosaic([["where", *range(4)], ["where", *range(4, 8)]], figsize=(7, 1.9),
-                                      width_ratios=[2, 1, 1, 1, 1], layout="constrained")  # fmt: skip
+    figure, axes = plt.subplot_mosaic([["where", *range(4)], ["where", *range(4, 8)]], figsize=(7, 1.7),
+                                      width_ratios=[2, 1, 1, 1, 1])  # fmt: skip
     axes["where"].imshow(counts, cmap="viridis", aspect=images.shape[1] / images.shape[2])
     axes["where"].set_title(f"at most {counts.max()} in a cell")
     for axis in axes.values():
@@ -86,7 +87,8 @@ def patches_of_class(
         rows, columns = hard_patches.cell(*labels.shape[1:], patches[i].row, patches[i].column, grid)
         axes[k].imshow(images[patches[i].image, rows, columns])
     held = len({p.image for p in patches})
-    figure.suptitle(f"{space.names[c]}, {grid} x {grid} cells: {len(patches)} in {held} of {len(labels)} images")
+    figure.suptitle(f"{space.names[c]}, {grid} x {grid} cells: {len(patches)} in {held} of {len(labels)} images", y=1)
+    figure.subplots_adjust(0, 0, 1, 0.8, 0.05, 0.05)
     return figure
 
 
@@ -112,7 +114,7 @@ def mix_by_hand(
     mixed = [spatial_mix(torch.from_numpy(plane), cuts)[0].numpy() for plane in planes]
     sure = (mixed[2] >= threshold).astype(float)
     donors = cuts.donors[0].tolist()
-    top = [mixed[0].transpose(1, 2, 0), space.colorize(mixed[1]), sure, np.ones((height, width))]
+    top = [mixed[0].transpose(1, 2, 0), space.colorize(mixed[1]), sure, np.full((height, width), 0.9)]
     titles = ["mixed", "teacher's labels", f"sure: {sure.mean():.0%}", "1000 cuts, this one"]
     figure = picture_grid([top, [images[d] for d in donors]], titles)
     many = draw_cuts(1000, height, width, position_beta, torch.Generator().manual_seed(seed))
@@ -126,5 +128,6 @@ def mix_by_hand(
     for axis, name, (left, up, w, h) in zip(figure.axes[4:], CORNERS, parts, strict=True):
         axis.set_title(f"{name} from")
         axis.add_patch(Rectangle((left - 0.5, up - 0.5), w, h, fill=False, color="white", linewidth=1.5))
-    figure.subplots_adjust(top=0.9, hspace=0.2)
+    figure.set_figheight(figure.get_figheight() + 0.3)
+    figure.subplots_adjust(top=0.9, hspace=0.1)
     return figure
