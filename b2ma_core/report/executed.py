@@ -1,4 +1,4 @@
-"""Executed notebooks, small and clean enough to be shown: ``python -m b2ma_core.report.executed STUDY SEED FOLDER``."""
+"""Executed notebooks, clean and small: ``python -m b2ma_core.report.executed STUDY SEED FOLDER``."""
 
 import argparse
 import base64
@@ -22,7 +22,7 @@ from b2ma_core.study.check import seeds_of
 from b2ma_core.study.records import STAGES
 
 LIMIT = 400_000  # bytes of a notebook
-QUALITIES = (90, 80, 70, 60, 50, 40)  # of JPEG; the best that keeps a notebook under the limit
+QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of JPEG; the best that keeps a notebook under the limit
 ABSOLUTE = re.compile(r"(?<![\w.<:/])/(?:[\w.+-]+/)+")  # folders from the root of a disk, not </td> or http://
 
 
@@ -40,6 +40,9 @@ def clean(book: NotebookNode) -> NotebookNode:
         outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr" and o.get("text", "x").strip()]
         if cell.cell_type == "code":
             cell.outputs = outputs
+        for output in outputs:
+            if "text/html" in output.get("data", {}):
+                output.data.pop("text/latex", None)  # the same again, for print
         for texts, kind in _texts(outputs):
             texts[kind] = ABSOLUTE.sub("", texts[kind].replace(f"{PROJECT}/", ""))
     full = [(output.data, output.data["image/png"]) for cell in book.cells for output in cell.get("outputs", [])
@@ -76,7 +79,7 @@ def smaller(png: str, quality: int) -> dict[str, str]:
     picture = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     buffer = io.BytesIO()
     if picture.getcolors(4096):
-        picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        picture.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
         return {"image/png": base64.b64encode(buffer.getvalue()).decode()}
     picture.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
     return {"image/jpeg": base64.b64encode(buffer.getvalue()).decode()}
@@ -86,7 +89,7 @@ def refuse(name: str, book: NotebookNode) -> None:
     """ValueError if a cleaned notebook is too large to be committed, holds an error, or names this machine."""
     size = len(nbformat.writes(book).encode())
     if size > LIMIT:
-        raise ValueError(f"{name}: {size / 1000:.0f} kB, more than {LIMIT / 1000:.0f}: show fewer or smaller pictures")
+        raise ValueError(f"{name}: {size / 1e3:.0f} kB, more than {LIMIT / 1e3:.0f}: show fewer or smaller pictures")
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     if any(output.output_type == "error" for output in outputs):
         raise ValueError(f"{name}: ended with an error; run it again")

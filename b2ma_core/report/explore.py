@@ -57,7 +57,7 @@ def answer_to_view(
     share = (answer == known)[known != space.ignore_index].mean()
     errors = f"not as the {'pseudo labels' if truth is None else 'truth'}: {1 - share:.1%}"
     pictures = [seen, space.colorize(answer), space.colorize(pseudo_labels), error_picture(answer, known)]
-    figure = picture_grid([pictures[:2], pictures[2:]], [f"what the box saw: {name}", "its answer"])
+    figure = picture_grid([pictures[:2], pictures[2:]], [f"what the box saw: {name}", "its answer"], width=5.5)
     for axis, title in zip(figure.axes[2:], ("pseudo labels", errors), strict=True):
         axis.set_title(title)
     figure.subplots_adjust(top=0.93, hspace=0.15)
