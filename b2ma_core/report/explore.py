@@ -36,7 +36,7 @@ def at_hand(draw: Callable[..., Any], **ranges: Any) -> None:
     """
     if somebody_is_here():
         for control in ipywidgets.interact(draw, **ranges).widget.children[:-1]:
-            control.style.description_width = "11em"
+            control.style.description_width, control.layout.width = "11em", "45em"
     else:
         draw()
 
