@@ -79,6 +79,7 @@ def test_what_is_too_large_or_failed_or_names_the_machine_is_not_published():
         executed.refuse("05", executed.clean(book(new_output("display_data", {"image/png": photo(1600)}))))
     with pytest.raises(ValueError, match="05: ended with an error"):
         executed.refuse("05", executed.clean(book(new_output("error", ename="A", evalue="b", traceback=[]))))
+    executed.refuse("05", book(new_output("display_data", {"text/html": f'<b class="{platform.node()}">x</b>'})))
     with pytest.raises(ValueError, match="05: an output names this machine"):
         executed.refuse("05", executed.clean(book(stream(f"ran on {platform.node()}\n"))))
 
