@@ -2,7 +2,8 @@
 # make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
 # make ablation the parts of the method one by one        (RUNS=figures/records: from the committed ones)
 #               (QUICK=1: the arms of stage 2)            make records keeps the records of runs/ there
-# make clean    removes runs, arms and data of STUDY      Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
+# make clean    removes runs, arms and data of STUDY      make notebooks keeps a run's executed notebooks there
+# make site     a run's executed notebooks as pages       Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
 #                                                         LAB="--no-browser --port 8889" for a machine far away
 #                                                         PROFILE=profiles/slurm: as jobs on a cluster
 STUDY ?= minicity
@@ -28,7 +29,7 @@ export MALLOC_MMAP_THRESHOLD_ = 2000000000
 export MALLOC_TRIM_THRESHOLD_ = 4000000000
 export THP_MEM_ALLOC_ENABLE = 1
 
-.PHONY: study test lab figures records ablation site clean benchmark
+.PHONY: study test lab figures records notebooks ablation site clean benchmark
 
 study: .venv/ready
 	@$(CHECK) study
@@ -58,6 +59,10 @@ figures: .venv/ready
 records: .venv/ready
 	@$(CHECK) records
 	$(PY) -m b2ma_core.study.records figures/records
+
+# The executed notebooks of a run, clean and each under 400 kB, to be committed.
+notebooks: .venv/ready
+	@$(PY) -m b2ma_core.report.executed $(STUDY) $(firstword $(LIST)) figures/notebooks
 
 # ARMS="plain mix": some arms alone. All of them take hours; QUICK=1 takes the rows of stage 2. Seeds as in
 # params/ablation.yaml unless SEEDS is given.

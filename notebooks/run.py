@@ -1,7 +1,8 @@
 """Run one notebook of the study headless: ``python notebooks/run.py 03_cross_domain --study smoke --seed 0``.
 
-The parameters are checked first; the executed copy is kept in ``runs/<study>/<seed>/notebooks/``. The exit code is 0
-only if the notebook wrote its record. This is the only place that knows papermill.
+The parameters are checked first; the executed copy is kept in ``runs/<study>/<seed>/notebooks/``, without red lines and
+with small pictures (``b2ma_core/report/executed.py``); one that failed is left as it is. The exit code is 0 only if the
+notebook wrote its record. This is the only place that knows papermill.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from b2ma_core.files import PROJECT
+from b2ma_core.files import PROJECT, write_bytes
 from b2ma_core.params import Params, ParamsError, check_params, read_yaml, study_file
 from b2ma_core.processes import end_with_parent
 from b2ma_core.study.arms import branch
@@ -94,8 +95,11 @@ def alike(value: Any, default: Any) -> bool:
 
 
 def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
+    import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
+
+    from b2ma_core.report.executed import clean
 
     path = study_file(study)
     values = read_yaml(path)
@@ -141,6 +145,7 @@ def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
     record = run.path("records", f"{name}.json")
     if not record.is_file() or record.stat().st_mtime < started - 1:
         return fail(name, f"the notebook ended without its record {record}: its kernel was stopped; see {output}")
+    write_bytes(output, nbformat.writes(clean(nbformat.read(output, 4))).encode())
     print(f"[{study} {seed}] {name}: {time.time() - started:.0f} s", flush=True)
     return 0
 

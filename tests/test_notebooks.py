@@ -3,6 +3,7 @@
 import ast
 import copy
 import fcntl
+import platform
 import re
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ from conftest import same_tree
 
 from b2ma_core.files import PROJECT
 from b2ma_core.params import Params
+from b2ma_core.report.executed import LIMIT, publish
 from b2ma_core.report.site import write_site
-from b2ma_core.study.records import STAGES, publish
+from b2ma_core.study import records
+from b2ma_core.study.records import STAGES
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
@@ -69,11 +72,14 @@ def test_the_smoke_study_ran_through_all_notebooks(project):
     assert list(rows) == ["source-only", "votes", "stage 1", "round 1", "round 2", "oracle"]
     for stage in STAGES[:8]:
         executed = run / "notebooks" / f"{stage}.ipynb"
-        assert executed.stat().st_size < 3e6
-        outputs = [o for c in nbformat.read(executed, 4).cells for o in c.get("outputs", [])]
-        assert sum(o.output_type == "stream" for o in outputs) <= 6, f"{stage}: a flood of progress lines"
+        assert executed.stat().st_size < LIMIT
+        book = nbformat.read(executed, 4)
+        outputs = [o for c in book.cells for o in c.get("outputs", [])]
+        kinds = {kind for o in outputs for kind in o.get("data", {})}
+        assert not any(o.get("name") == "stderr" for o in outputs), f"{stage}: red lines"
+        assert "widgets" not in book.metadata and not any("widget" in kind for kind in kinds), f"{stage}: sliders"
         if stage not in ("07_figures",):
-            assert any("image/png" in o.get("data", {}) for o in outputs), f"{stage} draws nothing"
+            assert kinds & {"image/png", "image/jpeg"}, f"{stage} draws nothing"
     drawn = {p.name for p in (project.root / "figures" / "smoke").iterdir()}
     names = ("miou_by_round", "class_iou", "examples", "training_curves")
     assert drawn == {"table.md", "table.tex", *(f"{n}.{s}" for n in names for s in ("pdf", "png"))}
@@ -102,7 +108,7 @@ def test_the_findings_are_drawn_from_records_and_an_arm_begins_at_its_switch(pro
     assert f"| stage 1 | {100 * rows['stage 1']['miou']:.1f} |" in re.sub(" +", " ", text)
 
     kept, tables = project.root / "figures" / "records", project.root / "figures" / "smoke"
-    assert publish(kept, project.root / "runs") == ["smoke/0", "smoke+plain/0"]
+    assert records.publish(kept, project.root / "runs") == ["smoke/0", "smoke+plain/0"]
     assert '"machine"' not in (kept / "smoke/0/records/06_evaluation.json").read_text()
     assert not (kept / "smoke+plain/0/records/05_self_distill.json").exists()  # an arm's scores are enough
     table = (tables / "table.md").read_text()
@@ -131,13 +137,14 @@ def test_a_second_study_in_the_same_folder_is_told_to_wait(project):
 
 def test_executed_notebooks_pass_nbval(project):
     """The executed copies run again on the finished run, cell by cell, each cell followed by those that open the run,
-    as somebody does who explores: no variable stands in the way of a parameter."""
+    as somebody does who explores: no variable stands in the way of a parameter. Then from the last cell to the first:
+    none stands in the way of an earlier cell."""
     executed = []
     for stage in STAGES[:8]:
         book = nbformat.read(project.root / "runs/smoke/0/notebooks" / f"{stage}.ipynb", 4)
         code = [c for c in book.cells if c.cell_type == "code"]
         opening = code[: next(i for i, c in enumerate(code) if "open_run(" in c.source) + 1]
-        book.cells = [copy.deepcopy(again) for cell in code for again in (cell, *opening)]
+        book.cells = [copy.deepcopy(again) for cell in code for again in (cell, *opening)] + copy.deepcopy(code[::-1])
         for i, cell in enumerate(book.cells):
             cell.id = str(i)
         executed.append(project.root / "again" / f"{stage}.ipynb")
@@ -191,13 +198,21 @@ def test_behind_the_wall_nothing_of_the_source_or_the_targets_labels_is_needed(p
     assert all(evaluation["rows"][name] == whole[name] for name in evaluation["rows"])
 
 
+def test_the_executed_notebooks_can_be_committed(project, tmp_path):
+    assert publish("smoke", 0, tmp_path, project.root / "runs") == list(STAGES[:7])
+    for stage in STAGES[:7]:
+        text = (tmp_path / f"{stage}.ipynb").read_text()
+        assert len(text) < LIMIT and str(project.root) not in text and platform.node() not in text, stage
+
+
 def test_the_executed_notebooks_become_pages_with_their_pictures(project, tmp_path):
     names = write_site("smoke", 0, tmp_path / "site", project.root / "runs")
     assert names[:8] == list(STAGES[:8])
     for i, name in enumerate(names):
         page = (tmp_path / "site" / f"{name}.html").read_text()
         assert all(f'href="{other}.html"' in page for other in names[max(i - 1, 0) : i] + names[i + 1 : i + 2])
-    assert "data:image/png;base64," in (tmp_path / "site" / "05_self_distill.html").read_text()
+    page = (tmp_path / "site" / "05_self_distill.html").read_text()
+    assert all(f"data:image/{kind};base64," in page for kind in ("png", "jpeg"))
     index = (tmp_path / "site" / "index.html").read_text()
     assert all(f'href="{name}.html"' in index for name in names)
     with pytest.raises(FileNotFoundError, match="no executed notebook; make study STUDY=smoke SEEDS=7"):

@@ -24,7 +24,7 @@ sns.set_palette(PALETTE)
 plt.rcParams.update({
     "font.size": 8,
     "axes.titlesize": 8,
-    "figure.dpi": 110,
+    "figure.dpi": 220,  # pictures in notebooks are to be looked at
     "savefig.bbox": "tight",
     "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
     "axes.spines.top": False,
@@ -176,31 +176,6 @@ def rarity_bars(counts: np.ndarray, rare: Sequence[int], space: LabelSpace, mean
         sns.barplot(data, x=column, y=data.index, hue=kind, palette={"rare": PALETTE[3], "not rare": PALETTE[0]},
                     saturation=1, legend=axis is axes[0, -1], ax=axis)  # fmt: skip
     axes[0, 0].set(xscale="log", ylabel="")
-    return figure
-
-
-def mixed_samples(images, cuts, labels, confidence, seen, space: LabelSpace, threshold: float) -> Figure:
-    """Mixed images with their cut lines, the teacher's labels and sure pixels, and what the student saw.
-
-    Args:
-        images: ``(N, H, W, 3)`` uint8, mixed but not changed.
-        cuts: their cuts.
-        labels: ``(N, H, W)`` train ids, mixed.
-        confidence: ``(N, H, W)`` float, mixed.
-        seen: ``(N, H, W, 3)`` uint8, after jitter and blur, and mirrored if the coin said so.
-        space: names and colours.
-        threshold: confidence that counts as sure.
-    """
-    titles = ["mixed, cut lines", "teacher's labels", f"confidence >= {threshold:g}", "what the student saw"]
-    rows = [
-        [image, space.colorize(label), (c >= threshold).astype(float), view]
-        for image, label, c, view in zip(images, labels, confidence, seen, strict=True)
-    ]
-    figure = picture_grid(rows, titles)
-    for line, x, y in zip(np.reshape(figure.axes, (len(rows), 4)), cuts.x.tolist(), cuts.y.tolist(), strict=True):
-        for axis in line[:3]:
-            axis.axvline(x - 0.5, color="white", linewidth=1)
-            axis.axhline(y - 0.5, color="white", linewidth=1)
     return figure
 
 
