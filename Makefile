@@ -62,6 +62,7 @@ records: .venv/ready
 
 # The executed notebooks of a run, clean and each under 400 kB, to be committed.
 notebooks: .venv/ready
+	@$(CHECK) notebooks
 	@$(PY) -m b2ma_core.report.executed $(STUDY) $(firstword $(LIST)) figures/notebooks
 
 # ARMS="plain mix": some arms alone. All of them take hours; QUICK=1 takes the rows of stage 2. Seeds as in

@@ -19,7 +19,7 @@ from b2ma_core.study.records import STAGES
 
 WRITES = {  # the targets that are checked, and the folders of the project that each writes into
     "study": ("runs", "data", "figures", ".snakemake"), "ablation": ("runs", "data", ".snakemake"),
-    "figures": ("figures",), "records": ("figures",), "site": ("site",), "lab": (), "test": (),
+    "figures": ("figures",), "records": ("figures",), "site": ("site",), "notebooks": ("figures",), "lab": (), "test": (),
 }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def check(target: str, told: Mapping[str, str]) -> None:
 
     if target not in WRITES:
         raise ValueError(f"no target {target!r} that is checked")
-    if target in ("study", "ablation", "figures", "site"):
+    if target in ("study", "ablation", "figures", "site", "notebooks"):
         tried(check_study, study, told.get("ARMS", "") if target == "ablation" else "")
         tried(seeds_of, seeds)
     if target in ("study", "ablation"):
