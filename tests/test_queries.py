@@ -37,7 +37,7 @@ from b2ma_core.study.pseudo_labels import (
 from b2ma_core.study.records import Run
 
 
-def test_the_plurality_equals_a_plain_count():
+def test_the_majority_vote_equals_a_plain_count():
     answers = np.random.default_rng(0).choice([0, 1, 2, 255], (5, 2, 6, 7)).astype(np.uint8)
     labels, shares = majority_vote(answers, 3)
     for place in np.ndindex(labels.shape):
