@@ -230,8 +230,7 @@ def losses(case: Case) -> Row:
     void = labels.masked_fill(torch.rand(2, *case.size, generator=generator) < 0.1, 255)
     calls = {
         "labels": lambda d: label_loss(on(d, scores), void.to(d), weights.to(d), 0.1),
-        "image": lambda d: consistency_loss(on(d, scores), labels.to(d), sure.to(d), 0.7, "image"),
-        "pixel": lambda d: consistency_loss(on(d, scores), labels.to(d), sure.to(d), 0.7, "pixel"),
+        "consistency": lambda d: consistency_loss(on(d, scores), labels.to(d), sure.to(d), 0.7),
     }
     cpu = torch.device("cpu")
     return within({name: apart(call(case.device), call(cpu)) for name, call in calls.items()}, 1e-5)

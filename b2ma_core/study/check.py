@@ -19,7 +19,8 @@ from b2ma_core.study.records import STAGES
 
 WRITES = {  # the targets that are checked, and the folders of the project that each writes into
     "study": ("runs", "data", "figures", ".snakemake"), "ablation": ("runs", "data", ".snakemake"),
-    "figures": ("figures",), "records": ("figures",), "site": ("site",), "notebooks": ("figures",), "lab": (), "test": (),
+    "figures": ("figures",), "records": ("figures",), "site": ("site",), "notebooks": ("figures",),
+    "lab": (), "test": (),
 }  # fmt: skip
 
 
