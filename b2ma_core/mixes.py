@@ -43,7 +43,7 @@ def mix(
 
 
 def rectangles(batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """``(N, H, W)`` bool: a rectangle of half of each image's area, its shape and its place drawn evenly.
+    """``(N, H, W)`` bool: half of each image's area, a rectangle of any place, its height drawn by the logarithm.
 
     Source: French et al., Semi-supervised semantic segmentation needs strong, varied perturbations (BMVC 2020), CutMix.
     """

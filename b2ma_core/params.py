@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from b2ma_core.files import PROJECT, load_yaml
 from b2ma_core.labels import LabelSpace, label_map, label_space, nearest
+from b2ma_core.published import PUBLISHED
 
 STUDY_NAME = r"[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?"  # study or study+arm, see study/arms.py
 VIEWS = 6  # len(queries.VIEWS), which imports torch; a test holds them together
@@ -24,35 +25,6 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Mix = Literal["none", "spatial", "cutmix", "classmix"]  # see mixes.py
 Size = Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=2, max_length=2)]
-
-# What method: published sets where a file sets nothing: the published recipe, and its faults one by one. The owner's
-# training is not part of it.
-PUBLISHED = {
-    "box_queries": 1,
-    "target_optimizer": "adam",
-    "weight_decay": 0.0,
-    "warmup_steps": 0,
-    "random_scale": [1.0, 1.0],
-    "predict_scale": 1.0,
-    "average_weights": False,
-    "target_jitter": 0.0,
-    "stage1_class_weights": "none",
-    "stage1_label_smoothing": 0.0,
-    "stage1_mix": "none",
-    "stage2_mix": "spatial",
-    "target_noise": 0.0,
-    "share_alignment": 0.0,
-    "teacher_box_share": 0.0,
-    "hard_patch_draw": "patch",
-    "paste_patches": False,
-    "rare_by": "pixels",
-    "stage2_views": False,
-    "confidence_threshold": 0.968,
-    "confidence": "logit",  # fault: compared with a threshold for probabilities
-    "teacher_mode": "train",  # fault: statistics of the batch
-    "ema_buffers": "skip",  # fault: statistics of the first teacher
-    "student_batch_norm": "batch",  # fault: moved by mixes and patches
-}
 
 # They change how fast or how closely watched a run is, not what comes out of it.
 NO_EFFECT_ON_RESULTS = ("workers", "save_every", "box_token_variable", "box_timeout", "box_requests")
@@ -80,7 +52,7 @@ class Params(BaseModel):
 
     study: Annotated[str, Field(pattern=f"^{STUDY_NAME}$")]
     label_space: str  # the student's classes: cityscapes | camvid | a file in params/label_spaces/
-    method: Literal["corrected", "published"] = "corrected"  # published: the defaults are PUBLISHED, above
+    method: Literal["corrected", "published"] = "corrected"  # published: the defaults are those of published.py
     image_size: Size  # all images are brought to this size; labels are scored at their own
 
     # --- data: what is read (dataset), where (root), which part of it (split), how many (images; None: all)

@@ -1,8 +1,11 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
-from b2ma_core.mixes import half_of_the_classes, mix, rectangles
+from b2ma_core.mixes import MIXES, half_of_the_classes, mix, rectangles
+from b2ma_core.params import Mix
 from b2ma_core.spatial_mix import draw_cuts, spatial_mix
 
 
@@ -55,3 +58,7 @@ def test_classmix_takes_whole_classes_half_of_them_and_never_the_ignored():
 def test_an_unknown_mix_is_named():
     with pytest.raises(ValueError, match="'mosaic'.*none, spatial, cutmix, classmix"):
         mix((), torch.zeros(2, 4, 4, dtype=torch.long), "mosaic", 0.25, generator())
+
+
+def test_the_parameters_know_the_same_mixes():
+    assert get_args(Mix) == MIXES  # params imports no torch, so it lists them again

@@ -52,7 +52,7 @@ def test_make_study_says_what_it_would_do():
 # The floors of the core, from the bottom. A file imports from its own floor or from below; on the top level of the
 # package lies the method, which knows no run, no Fabric and no folder layout.
 FLOORS = [
-    {"files", "processes", "digests"},
+    {"files", "processes", "digests", "published"},
     {"spatial_mix", "mixes", "hard_patches", "queries", "metrics", "labels", "augmentations", "class_shares"},
     {"minicity"},
     {"params", "models", "black_box", "service"},
