@@ -1,5 +1,6 @@
 """One IoU for everything: a confusion matrix in int64, read as per-class IoU and its mean."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -150,3 +151,8 @@ def reliability(
         {"confidence": int(i) / bins, "pixels": float(counts[i] / counts.sum()), "right": float(hits[i] / counts[i])}
         for i in np.flatnonzero(counts)
     ]
+
+
+def gap_closed(source_only: float, value: float, oracle: float) -> float:
+    """Share of the gap between source-only and oracle that a value closes; 1 is all of it, NaN: there is no gap."""
+    return (value - source_only) / (oracle - source_only) if oracle > source_only else math.nan

@@ -91,7 +91,7 @@ from b2ma_core.distillation import (  # noqa: E402
     teach,
 )
 from b2ma_core.files import PROJECT, write_json  # noqa: E402
-from b2ma_core.hard_patches import Patches, mine, rare_classes  # noqa: E402
+from b2ma_core.hard_patches import Patches, mine  # noqa: E402
 from b2ma_core.models import build_model  # noqa: E402
 from b2ma_core.params import Params, check_params, read_yaml  # noqa: E402
 from b2ma_core.report.evaluation import evaluate_run  # noqa: E402
@@ -556,9 +556,8 @@ def until_stage2(run: Run) -> Iterator[str]:
     run.record("03_cross_domain", {})
     yield "stage 1"
     labels, confidences = (read(run, parts["target_train"]) for read in (read_pseudo_labels, read_confidences))
-    shares = None if confidences is None else (values / np.float32(255) for values in confidences)
-    rare = rare_classes(labels, CLASSES, shares, params.rare_k)
-    mining.write_patches(run, mine(labels, rare, params.grid))
+    rare, least = mining.rare_of(params, labels, confidences)
+    mining.write_patches(run, mine(labels, rare, params.grid, least))
     run.record("04_hard_patches", {})
     yield "hard patches"
 

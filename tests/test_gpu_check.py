@@ -3,6 +3,7 @@ its parameters alone."""
 
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,15 @@ def test_the_small_checks_hold_on_a_cpu(gpu_check, tmp_path):
     assert rows["resume_deterministic"]["measured"]["same bits"] is True
     assert rows["default_study"]["measured"]["all, s"] > 0
     assert not list((PROJECT / "data").glob("gpu_check_*"))
+
+
+def test_it_needs_no_package_of_the_notebooks():
+    names = ("jupyter_core", "IPython", "papermill", "nbformat", "ipywidgets", "pandas", "seaborn", "scipy", "tabulate")
+    without = f"import runpy, sys; sys.modules |= dict.fromkeys({names}); sys.argv = ['gpu_check', '--help']; "
+    command = [sys.executable, "-c", without + "runpy.run_path('benchmarks/gpu_check.py', run_name='__main__')"]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert told.returncode == 0, told.stderr
+    assert "--seconds" in told.stdout
 
 
 def test_a_check_that_raises_or_breaks_its_bound_does_not_stop_the_others(gpu_check, monkeypatch, capsys):

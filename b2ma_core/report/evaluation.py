@@ -11,8 +11,7 @@ from PIL import Image
 
 from b2ma_core.data.datasets import Data, load
 from b2ma_core.files import write_bytes, write_png
-from b2ma_core.metrics import ConfusionMatrix
-from b2ma_core.report.results import gap_closed
+from b2ma_core.metrics import ConfusionMatrix, gap_closed
 from b2ma_core.study.pipeline import EVALUATION, trainings
 from b2ma_core.study.pseudo_labels import read_labels, voted
 from b2ma_core.study.records import Run

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from b2ma_core.files import PROJECT
-from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.metrics import ConfusionMatrix, gap_closed
 from b2ma_core.params import load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
@@ -157,11 +157,6 @@ def together(results: pd.DataFrame, rows: Sequence[str] | None = None) -> pd.Dat
 def miou(results: pd.DataFrame, split: str = ALL) -> pd.DataFrame:
     """mIoU (0 .. 1) of one study, a line a row, a column a seed."""
     return results[results["split"] == split].pivot_table("iou", "row", "seed", "mean", sort=False)
-
-
-def gap_closed(source_only: float, value: float, oracle: float) -> float:
-    """Share of the gap between source-only and oracle that a value closes; 1 is all of it, NaN: there is no gap."""
-    return (value - source_only) / (oracle - source_only) if oracle > source_only else math.nan
 
 
 def gaps_closed(means: pd.DataFrame) -> pd.DataFrame:
