@@ -121,7 +121,8 @@ class Case:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        return ("deeplab_small",) if self.small else ("deeplab_small", "deeplab_mobilenet_v2", "deeplabv2_resnet101")
+        names = ("deeplab_small", "deeplab_mobilenet_v2", "deeplabv2_resnet101")
+        return names[:2] if self.small else names
 
     @property
     def size(self) -> tuple[int, int]:

@@ -24,6 +24,16 @@ def test_logits_have_the_images_size_also_under_autocast_and_channels_last(name)
             assert model(images).shape == (1, 7, 66, 98)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_in_float64_is_a_reference_for_float32_on_the_cpu(name):
+    model = build_model(name, 4).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        seen, reference = model(images), model.double()(images.double())
+    assert reference.dtype == torch.float64
+    assert torch.allclose(seen.double(), reference, atol=1e-3)
+
+
 def test_a_small_network_trains_on_one_image():
     build_model("deeplab_small", 3)(torch.rand(1, 3, 32, 32)).sum().backward()
 

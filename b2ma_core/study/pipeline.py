@@ -57,7 +57,7 @@ _TRAINING = ("label_space", "image_size", "batch_size", "accumulate", "crop", "e
 _STUDENT = ("target_network", "target_optimizer", "weight_decay", "warmup_steps", "backbone_rate", "random_scale",
             "predict_scale", "average_weights", "ema_alpha")  # fmt: skip
 _TARGET = (*_STUDENT, "target_jitter", "target_noise", "stage1_learning_rate", "init")
-_STAGE1 = ("stage1_class_weights", "stage1_label_smoothing", "stage1_mix", "position_beta")
+_LOSS = ("stage1_class_weights", "stage1_label_smoothing")
 _TARGET_PARTS = PARTS[2:]
 
 PIPELINE = (
@@ -76,7 +76,7 @@ PIPELINE = (
     ),
     Stage(
         "stage1", "03_cross_domain", after=("data", "labels"), folder="stage1", start="init",
-        reads=(*_TRAINING, *_TARGET, "stage1_steps", "plain_agreement", *_STAGE1),
+        reads=(*_TRAINING, *_TARGET, "stage1_steps", "plain_agreement", *_LOSS, "stage1_mix", "position_beta"),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_stage1",),
     ),
     Stage(
@@ -93,7 +93,7 @@ PIPELINE = (
     ),
     Stage(
         "oracle", "06_evaluation", after=("data",), folder="oracle", start="init",
-        reads=(*_TRAINING, *_TARGET, "oracle_", *_STAGE1),
+        reads=(*_TRAINING, *_TARGET, "oracle_", *_LOSS),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_oracle",),
     ),
     Stage(

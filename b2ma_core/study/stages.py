@@ -20,7 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from b2ma_core.augmentations import draw_changes, jitter_and_blur, sensor_noise
+from b2ma_core.augmentations import Changes, draw_changes, jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
 from b2ma_core.class_shares import ClassShares
 from b2ma_core.data.datasets import Data, class_frequencies, load
@@ -122,7 +122,7 @@ def train_stage1(run: Run) -> dict:
     return _train_on_labels(
         run, "stage1", stage1_start(run), data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
         params.target_jitter, load(params, "target_val"), params.target_noise, stage1_weights(params, pseudo_labels),
-        params.stage1_label_smoothing,
+        params.stage1_label_smoothing, params.stage1_mix,
     )  # fmt: skip
 
 
@@ -141,8 +141,9 @@ def stage1_weights(params: Params, pseudo_labels: np.ndarray) -> Tensor | None:
 
 
 def train_oracle(run: Run) -> dict:
-    """The reference: the target network on the target's own labels, trained as stage 1 is ->
-    ``oracle/student.safetensors``. A weak reference would flatter the share of the gap that is closed."""
+    """The reference: the target network on the target's own labels, trained as stage 1 is but for its mix ->
+    ``oracle/student.safetensors``. A weak reference would flatter the share of the gap that is closed: a mix is there
+    against noise, of which true labels have none, and makes the oracle weaker (docs/parameters.md)."""
     params, data = run.params, load(run.params, "target_train")
     start = "scratch" if params.init == "source" else params.init
     return _train_on_labels(
@@ -220,17 +221,18 @@ def changed(images: Tensor, numbers: range, seed: int, stage: str, jitter: float
         jitter: strength of colour jitter (with probability 0.8) and blur (0.5); 0: neither.
         noise: see :func:`augmentations.sensor_noise`.
     """
-    seen = []
-    for image, number in zip(images.split(1), numbers, strict=True):
-        generator = generator_for(seed, f"{stage} jitter", number)
-        if jitter > 0:
-            image = jitter_and_blur(image, draw_changes(1, jitter, 0.8, 0.5, generator))
-        seen.append(sensor_noise(image, noise, generator) if noise > 0 else image)
-    return torch.cat(seen)
+    generators = [generator_for(seed, f"{stage} jitter", number) for number in numbers]
+    if jitter > 0:
+        draws = [draw_changes(1, jitter, 0.8, 0.5, generator) for generator in generators]
+        images = jitter_and_blur(images, Changes(*map(torch.cat, zip(*draws, strict=True))))
+    if noise > 0:
+        each = zip(images.split(1), generators, strict=True)
+        images = torch.cat([sensor_noise(image, noise, generator) for image, generator in each])
+    return images
 
 
 def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, evaluate_on,
-                     noise=0.0, weights=None, smoothing=0.0):  # fmt: skip
+                     noise=0.0, weights=None, smoothing=0.0, kind_of_mix="none"):  # fmt: skip
     """Source model, stage 1 and oracle are one training; they differ in whose images and labels it sees."""
     params = run.params
     fabric = _launched(params)
@@ -241,7 +243,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     student, optimizer = _set_up(params, fabric, model, kind, decay, backbone_rate)
     weights = None if weights is None else weights.to(fabric.device)
     batch = (params.source_batch_size if owners else None) or params.batch_size
-    mixed = params.stage1_mix != "none" and not owners
+    mixed = kind_of_mix != "none"
     # A mix needs the whole batch in every process; else each loads the images that it computes. All have as many parts.
     rank, ranks = fabric.global_rank, fabric.world_size
     sharing = Sharing(min(params.accumulate, batch // ranks), *((rank, ranks) if mixed else (0, 1)), _total(fabric))
@@ -250,7 +252,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
         student.train()
         if mixed:
             generator = generator_for(run.seed, f"{stage} mix", step)
-            images, train_ids = mix((images, train_ids), train_ids, params.stage1_mix, params.position_beta, generator)
+            images, train_ids = mix((images, train_ids), train_ids, kind_of_mix, params.position_beta, generator)
         numbers = batches.numbers(step)
         for part in sharing.slices(len(images)):
             images[part] = changed(images[part], numbers[part], run.seed, stage, jitter, noise)
