@@ -14,7 +14,7 @@ from b2ma_core.report.results import gaps_closed, miou
 
 
 def pipeline_overview(notebook: str | None = None) -> Figure:
-    """The method as boxes and arrows: what stands on which side of the wall, and what crosses it.
+    """The method as boxes and arrows: what stands on which side of the black-box boundary, and what crosses it.
 
     Args:
         notebook: 02_pseudo_labels .. 05_self_distill, whose part of it is drawn strong; None: all of it is.
