@@ -25,7 +25,6 @@ def test_an_arm_is_its_study_with_some_parameters_switched():
     told = set(unlike(arm.model_dump(), study.model_dump()))
     assert told == {
         "study",
-        "rounds",
         "hard_patch_weight",
         "share_alignment",
         "teacher_box_share",
@@ -104,7 +103,7 @@ def test_what_an_arm_switches_is_what_differs_once_defaults_are_applied(tmp_path
     with open(tmp_path / "minicity.yaml", "a") as file:
         file.write("warmup_steps: 20\ntarget_jitter: 0.1\n")
     arms = yaml.safe_load((tmp_path / "ablation.yaml").read_text())
-    arms["arms"] |= {"default": {"grid": 4, "rounds": 2}, "mixed": {"method": "published", "target_jitter": 0.2}}
+    arms["arms"] |= {"default": {"grid": 4, "rounds": 1}, "mixed": {"method": "published", "target_jitter": 0.2}}
     (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(arms))
     assert switched("minicity+default", tmp_path) == {}  # the values that were there without being told
     published = switched("minicity+published", tmp_path)
@@ -137,6 +136,14 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     (panel,) = paper_figures.curve_panels(points).axes
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["6", "8.5"]
     assert panel.lines[-1].get_ydata() == pytest.approx([50, 52])  # the means, in percent
+
+
+def test_seeds_that_were_run_without_the_oracle_stand_in_no_table_of_the_study(tmp_path):
+    rows = {"source-only": scored(0.3), "stage 1": scored(0.4)}
+    for seed, more in enumerate(({"oracle": scored(0.5)}, {}, {"oracle": scored(0.6)})):
+        finished("minicity", seed, tmp_path, rows | more)
+    assert results.alike_seeds("minicity", tmp_path) == [0, 2]
+    assert results.alike_seeds("camvid", tmp_path) == []
 
 
 def test_parts_are_taken_out_of_the_whole(tmp_path):

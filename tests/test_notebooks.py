@@ -1,4 +1,4 @@
-"""The notebooks as a whole: a smoke study, its executed copies under nbval, kills, the wall."""
+"""The notebooks as a whole: a smoke study, its executed copies under nbval, kills, the black-box boundary."""
 
 import ast
 import copy

@@ -30,7 +30,7 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
         "source": (0.1, 2.5, "labelled\nsource images"),
         "model": (0.1, 0.5, "source model\n(black box)"),
         "images": (3.5, 2.5, "target images\nin several views"),
-        "labels": (3.5, 0.5, "labels, votes,\nshare of votes"),
+        "labels": (3.5, 0.5, "labels, votes,\nvote agreement"),
         "stage1": (6.4, 0.5, "stage 1: student\nof the labels,\nSpatialMix"),
         "patches": (6.4, 2.5, "hard patches\nmining"),
         "teacher": (9.3, 2.5, "teacher:\nthe average,\nclean images"),
@@ -52,7 +52,9 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
     for start, end in arrows:
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.3", "linewidth": 0.9})
     axis.axvline(2.65, color="0.2", linewidth=2, linestyle=(0, (4, 2)))
-    axis.text(2.65, 3.85, "the wall", ha="center", fontsize=7)
+    axis.text(
+        2.65, 3.85, "black-box boundary", ha="center", fontsize=7, bbox={"facecolor": "white", "linewidth": 0, "pad": 1}
+    )
     axis.text(10.58, 2.0, "average", fontsize=6, va="center")
     axis.text(9.92, 2.0, "labels", fontsize=6, va="center", ha="right")
     axis.annotate("", (9.2, 0.35), (11.1, 0.35),

@@ -29,6 +29,14 @@ def finished_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
     return sorted(int(path.parts[-3]) for path in found)
 
 
+def alike_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
+    """The evaluated seeds of a study with the most rows: without those that were run for arms alone, with no oracle."""
+    seeds = finished_seeds(study, runs)
+    paths = [runs / study / str(seed) / "records" / f"{EVALUATION}.json" for seed in seeds]
+    rows = [len(read_record(path)["metrics"]["rows"]) for path in paths]
+    return [seed for seed, count in zip(seeds, rows, strict=True) if count == max(rows)]
+
+
 def read_records(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
     """The evaluation's record of each seed.
 
