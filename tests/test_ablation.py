@@ -12,7 +12,7 @@ from b2ma_core.files import PROJECT, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, ParamsError, load_params, unlike
 from b2ma_core.report import paper_figures, results
-from b2ma_core.report.ablation import ablation_cells, ablation_rows, arms_of, curves, main, read_ablation
+from b2ma_core.report.ablation import ablation_cells, ablation_rows, arms_of, curves, in_words, main, read_ablation
 from b2ma_core.study.arms import branch, first_stage, switched
 from b2ma_core.study.provenance import training
 from b2ma_core.study.records import STAGES, Run
@@ -158,6 +158,7 @@ def test_parts_are_taken_out_of_the_whole(tmp_path):
     cells = ablation_cells(rows)
     assert cells[""].tolist() == ["stage 1", "whole", "no mix"] and cells["mIoU (%)"][1] == "46.5 ± 6.4"
     assert cells["against the row above (95%)"][2].startswith("the whole: -1.5 (")
+    assert in_words(rows) == "No mix: -1.5 points (-7.9 to +4.9), which may be nothing."  # 12.706 * 0.5
     left, right = paper_figures.ablation_dots(rows).axes
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["stage 1", "whole", "no mix"]
     assert np.ma.filled(right.lines[0].get_xdata(), np.nan)[1:] == pytest.approx([16.5, -1.5])

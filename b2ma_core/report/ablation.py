@@ -77,6 +77,19 @@ def ablation_cells(rows: list[dict]) -> pd.DataFrame:
                          "against the row above (95%)": against})  # fmt: skip
 
 
+def in_words(rows: list[dict]) -> str:
+    """A sentence for each row of :func:`ablation_rows` that is compared with the whole: what taking a part out, or
+    putting another in, does to the mIoU, and whether the seeds tell it from nothing."""
+    sentences = []
+    for row in rows:
+        if row["against"] == "the whole":
+            mean, half = (100 * value for value in row["difference"])
+            told = "which these seeds tell from nothing" if abs(mean) > half else "which may be nothing"
+            name = row["name"][0].upper() + row["name"][1:]
+            sentences.append(f"{name}: {mean:+.1f} points ({mean - half:+.1f} to {mean + half:+.1f}), {told}.")
+    return " ".join(sentences)
+
+
 def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
     """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``varied``, ``to``, ``seed``
     and ``miou``, a line a value and seed."""
