@@ -284,7 +284,9 @@ def test_a_network_with_statistics_over_a_batch_of_one_shows_before_any_training
         preflight(prepared("c", target_network="deeplabv3_resnet50", batch_size=3, accumulate=2))
     with pytest.raises(ValueError, match="raise hard_patch_batch"):
         preflight(prepared("d", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2,
-                                  hard_patch_batch=3, student_batch_norm="batch"))  # fmt: skip
+                                  hard_patch_batch=3, student_batch_norm="batch", paste_patches=False))  # fmt: skip
+    preflight(prepared("e", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2, hard_patch_batch=3,
+                                  student_batch_norm="batch"))  # fmt: skip  # pasted: no batch of their own
     preflight(prepared("b", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2))
 
 

@@ -44,7 +44,8 @@ def _share_out(params: Params) -> None:
         sides.append(("source_network", "source_batch_size", params.source_batch_size))
     elif trained:
         sides.append(("source_network", "batch_size", params.batch_size))
-    if params.rounds and params.hard_patch_weight and params.student_batch_norm == "batch":
+    alone = params.hard_patch_weight > 0 and not params.paste_patches
+    if params.rounds and alone and params.student_batch_norm == "batch":
         sides.append(("target_network", "hard_patch_batch", params.hard_patch_batch))
     for network, name, batch in sides:
         if batch < params.devices:
