@@ -107,11 +107,11 @@ def test_a_broken_checkpoint_is_named(prepared, content):
 
 
 def test_an_epoch_sees_each_image_once_and_resumes_anywhere():
-    seen = [training.batch_indices(10, 4, step, 0, "s") for step in range(5)]
+    seen = [training.indices_of(range(4 * step, 4 * step + 4), 10, 0, "s") for step in range(5)]
     flat = [i for batch in seen for i in batch]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10)) and flat[:10] != flat[10:]
-    assert training.batch_indices(10, 4, 3, 0, "s") == seen[3]
-    assert training.batch_indices(10, 4, 3, 1, "s") != seen[3]
+    assert training.indices_of(range(12, 16), 10, 0, "s") == seen[3]
+    assert training.indices_of(range(12, 16), 10, 1, "s") != seen[3]
 
 
 def test_batches_are_the_same_with_loader_processes(smoke_params):
@@ -257,7 +257,7 @@ def test_a_training_gives_the_mean_of_its_weights(prepared):
 
 
 def test_two_processes_share_each_batch(prepared):
-    seen = [training.batch_indices(24, 4, step, 0, "stage1") for step in range(3)]
+    seen = [training.indices_of(range(4 * step, 4 * step + 4), 24, 0, "stage1") for step in range(3)]
     params = prepared("x").params
     images = np.random.default_rng(0).integers(0, 256, (24, 64, 128, 3), dtype=np.uint8)
     whole = training.Batches(images, None, params, 0, "stage1", True)

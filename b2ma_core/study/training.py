@@ -73,13 +73,9 @@ def generator_for(seed: int, stage: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(key >> 1))
 
 
-def batch_indices(images: int, batch: int, step: int, seed: int, stage: str) -> list[int]:
-    """Which images a step sees: a new permutation an epoch, each image once an epoch."""
-    return indices_of(range(step * batch, (step + 1) * batch), images, seed, stage)
-
-
 def indices_of(numbers: range, images: int, seed: int, stage: str) -> list[int]:
-    """Which of the ``images`` a training sees as its first, second, .. (0, 1, ..), over all its steps."""
+    """Which of the ``images`` a training sees as its first, second, .. (0, 1, ..), over all its steps: a new permutation
+    an epoch, each image once an epoch."""
     chosen, orders = [], {}
     for number in numbers:
         epoch, place = divmod(number, images)
