@@ -74,8 +74,10 @@ def generator_for(seed: int, stage: str, step: int) -> torch.Generator:
 
 
 def indices_of(numbers: range, images: int, seed: int, stage: str) -> list[int]:
-    """Which of the ``images`` a training sees as its first, second, .. (0, 1, ..), over all its steps: a new permutation
-    an epoch, each image once an epoch."""
+    """Which of the ``images`` a training sees as its first, second, .. (0, 1, ..), over all its steps.
+
+    An epoch is a new permutation, each image once.
+    """
     chosen, orders = [], {}
     for number in numbers:
         epoch, place = divmod(number, images)
