@@ -173,7 +173,7 @@ def test_another_seed_gives_another_run(project):
     assert losses[0] != losses[1] and np.isfinite(losses).all()
 
 
-def test_behind_the_wall_nothing_of_the_source_or_the_targets_labels_is_needed(project):
+def test_across_the_boundary_nothing_of_the_source_or_the_targets_labels_is_needed(project):
     """03 to 07 with source/ and the target's training labels deleted: the same student, bit for bit, and no oracle."""
     root, first = project.root, project.root / "runs" / "smoke" / "0"
     project.write_study("wall")

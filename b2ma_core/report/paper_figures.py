@@ -93,6 +93,12 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
     right.errorbar(mean, np.arange(len(rows)), xerr=half, fmt="D", color=PALETTE[0], markersize=4, capsize=2)
     right.axvline(0, color="0.4", linewidth=0.8)
     left.set(xlabel="mIoU (%)", ylabel="")
+    right.set_xscale("symlog", linthresh=2, linscale=2)  # the parts' tenths beside the labels' ten points
+    low, high = np.nanmin([*(mean - half), -1]), np.nanmax([*(mean + half), 1])
+    right.set_xlim(1.15 * low, 1.15 * high)
+    right.set_xticks([tick for tick in (-10, -2, -1, 0, 1, 2, 10) if low <= tick <= high])
+    right.set_xticks([], minor=True)
+    right.xaxis.set_major_formatter("{x:g}")
     right.set(xlabel="against the row above (95% interval)")
     parts = [i for i, row in enumerate(rows) if row["against"] == "the whole"]
     if parts:
