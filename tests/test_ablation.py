@@ -158,12 +158,19 @@ def test_parts_are_taken_out_of_the_whole(tmp_path):
     cells = ablation_cells(rows)
     assert cells[""].tolist() == ["stage 1", "whole", "no mix"] and cells["mIoU (%)"][1] == "46.5 ± 6.4"
     assert cells["against the row above (95%)"][2].startswith("the whole: -1.5 (")
-    assert in_words(rows) == "No mix: -1.5 points (-7.9 to +4.9), which may be nothing."  # 12.706 * 0.5
+    assert (
+        in_words(rows) == "No mix, against the whole: -1.5 points (-7.9 to +4.9), which may be nothing."
+    )  # 12.706 * 0.5
     left, right = paper_figures.ablation_dots(rows).axes
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["stage 1", "whole", "no mix"]
     assert np.ma.filled(right.lines[0].get_xdata(), np.nan)[1:] == pytest.approx([16.5, -1.5])
+    plan["pairs"] = {"not run": [["mix", "round 1"], ["plain", "round 1"]],
+                     "the mix": [[None, "round 1"], ["mix", "round 1"]]}  # fmt: skip
+    pair = ablation_rows("minicity", plan, [0, 1], tmp_path)[-1]
+    assert (pair["name"], pair["against"]) == ("the mix", "going without")
+    assert pair["difference"][0] == pytest.approx(0.015)
     plan["table"]["missing"] = ["plain", "round 1"]  # the last row: there is no whole to compare with
-    assert len(ablation_rows("minicity", plan, [0, 1], tmp_path)) == 2
+    assert len(ablation_rows("minicity", plan | {"pairs": {}}, [0, 1], tmp_path)) == 2
 
 
 def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):

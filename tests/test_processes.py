@@ -60,7 +60,7 @@ def train(smoke_params, tmp_path):
         run = Run(check_params({**values, **changes}, "x"), 0, tmp_path / name)
         run.claim()
         if stage != "source":
-            behind_the_wall(run, datasets.load(run.params, "target_train", tmp_path / "data"))
+            across_the_boundary(run, datasets.load(run.params, "target_train", tmp_path / "data"))
         command = [sys.executable, tmp_path / "script.py", run.folder, stage, tmp_path / "data", *how]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         return run.path(*stage.replace(" ", "/round-").split("/")), done
@@ -68,7 +68,7 @@ def train(smoke_params, tmp_path):
     return run
 
 
-def behind_the_wall(run, data):
+def across_the_boundary(run, data):
     """What stage 2 needs: a student of stage 1, labels with their votes, hard patches."""
     save_weights(new_model(run, "target", "scratch").state_dict(), run.path("stage1", "student.safetensors"))
     shares = np.random.default_rng(0).integers(0, 256, data.labels.shape, dtype=np.uint8)

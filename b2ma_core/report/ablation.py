@@ -49,8 +49,8 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
 def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
     """The table's rows that have been run: ``name``, ``miou`` of each seed, ``difference`` and interval to another row.
 
-    ``against`` is that row: "above", or for the plan's ``without`` "the whole", the table's last. A name says how many
-    rows above it are missing, whose part is then in its difference.
+    ``against`` is that row: "above", for the plan's ``without`` "the whole", the table's last, and for its ``pairs``
+    "going without". A name says how many rows above it are missing, whose part is then in its difference.
     """
     rows, missing = [], 0
     for name, cell in plan["table"].items():
@@ -67,26 +67,32 @@ def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PRO
         if whole and miou:
             against = results.paired_difference(miou, whole)
             rows.append({"name": name, "miou": miou, "difference": against, "against": "the whole"})
+    for name, pair in plan.get("pairs", {}).items():
+        miou, other = (cell_scores(study, cell, seeds, runs) for cell in pair)
+        if miou and other:
+            against = results.paired_difference(miou, other)
+            rows.append({"name": name, "miou": miou, "difference": against, "against": "going without"})
     return rows
 
 
 def ablation_cells(rows: list[dict]) -> pd.DataFrame:
     """The ablation's table in words, of :func:`ablation_rows`."""
-    against = ["the whole: " * (r["against"] == "the whole") + results.difference(r["difference"]) for r in rows]
+    against = [f"{r['against']}: " * (r["against"] != "above") + results.difference(r["difference"]) for r in rows]
     return pd.DataFrame({"": [r["name"] for r in rows], "mIoU (%)": [results.spread(r["miou"]) for r in rows],
                          "against the row above (95%)": against})  # fmt: skip
 
 
 def in_words(rows: list[dict]) -> str:
-    """A sentence for each row of :func:`ablation_rows` that is compared with the whole: what taking a part out, or
-    putting another in, does to the mIoU, and whether the seeds tell it from nothing."""
+    """A sentence for each row of :func:`ablation_rows` that is not compared with the one above: what it does to the
+    mIoU, and whether the seeds tell that from nothing."""
     sentences = []
     for row in rows:
-        if row["against"] == "the whole":
+        if row["against"] != "above":
             mean, half = (100 * value for value in row["difference"])
             told = "which these seeds tell from nothing" if abs(mean) > half else "which may be nothing"
-            name = row["name"][0].upper() + row["name"][1:]
-            sentences.append(f"{name}: {mean:+.1f} points ({mean - half:+.1f} to {mean + half:+.1f}), {told}.")
+            name, against = row["name"][0].upper() + row["name"][1:], row["against"]
+            interval = f"{mean - half:+.1f} to {mean + half:+.1f}"
+            sentences.append(f"{name}, against {against}: {mean:+.1f} points ({interval}), {told}.")
     return " ".join(sentences)
 
 

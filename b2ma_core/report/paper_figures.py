@@ -83,7 +83,7 @@ def gap_bars(results: pd.DataFrame) -> Figure:
 
 
 def ablation_dots(rows: Sequence[dict]) -> Figure:
-    """Each row's mIoU, one dot a seed, and its difference to the row above, or to the whole, with a 95% interval."""
+    """Each row's mIoU, one dot a seed, and its difference to the row above, or to what it says, with a 95% interval."""
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(PAGE, 0.5 + 0.24 * len(rows)), layout="constrained", sharey=True
     )
@@ -100,12 +100,11 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
     right.set_xticks([], minor=True)
     right.xaxis.set_major_formatter("{x:g}")
     right.set(xlabel="against the row above (95% interval)")
-    parts = [i for i, row in enumerate(rows) if row["against"] == "the whole"]
-    if parts:
+    for first in (i for i in range(1, len(rows)) if rows[i]["against"] != rows[i - 1]["against"]):
         for axis in (left, right):
-            axis.axhline(parts[0] - 0.5, color="0.6", linewidth=0.6, linestyle=":")
-        right.annotate("against the whole:", (0.98, parts[0] - 0.3), xycoords=("axes fraction", "data"), ha="right",
-                       va="center", fontsize=6)  # fmt: skip
+            axis.axhline(first - 0.5, color="0.6", linewidth=0.6, linestyle=":")
+        right.annotate(f"against {rows[first]['against']}:", (0.98, first - 0.3), xycoords=("axes fraction", "data"),
+                       ha="right", va="center", fontsize=6)  # fmt: skip
     return figure
 
 
