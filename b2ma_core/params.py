@@ -131,7 +131,7 @@ class Params(BaseModel):
     stage1_mix: Mix = "spatial"  # of images and pseudo labels (published none)
 
     # --- stage 2: self-distillation
-    rounds: Annotated[int, Field(ge=0)] = 1  # published 3
+    rounds: Annotated[int, Field(ge=0)] = 1  # published: several
     stage2_steps: Count = 200
     stage2_learning_rate: Positive = 8.0e-4
     stage2_views: bool = True  # images are cut, enlarged and mirrored as in stage 1; False: whole, as published

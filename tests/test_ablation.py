@@ -158,9 +158,8 @@ def test_parts_are_taken_out_of_the_whole(tmp_path):
     cells = ablation_cells(rows)
     assert cells[""].tolist() == ["stage 1", "whole", "no mix"] and cells["mIoU (%)"][1] == "46.5 ± 6.4"
     assert cells["against the row above (95%)"][2].startswith("the whole: -1.5 (")
-    assert (
-        in_words(rows) == "No mix, against the whole: -1.5 points (-7.9 to +4.9), which may be nothing."
-    )  # 12.706 * 0.5
+    # The interval is 12.706 * 0.5 to both sides.
+    assert in_words(rows) == "No mix, against the whole: -1.5 points (-7.9 to +4.9), which may be nothing."
     left, right = paper_figures.ablation_dots(rows).axes
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["stage 1", "whole", "no mix"]
     assert np.ma.filled(right.lines[0].get_xdata(), np.nan)[1:] == pytest.approx([16.5, -1.5])

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -62,16 +63,13 @@ def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PRO
         against = results.paired_difference(miou, rows[-1]["miou"]) if rows else None
         rows.append({"name": name, "miou": miou, "difference": against, "against": "above"})
     whole = None if missing or not rows else rows[-1]["miou"]
-    for name, cell in plan.get("without", {}).items():
-        miou = cell_scores(study, cell, seeds, runs)
-        if whole and miou:
-            against = results.paired_difference(miou, whole)
-            rows.append({"name": name, "miou": miou, "difference": against, "against": "the whole"})
-    for name, pair in plan.get("pairs", {}).items():
-        miou, other = (cell_scores(study, cell, seeds, runs) for cell in pair)
+    scores = partial(cell_scores, study, seeds=seeds, runs=runs)
+    parts = [(name, scores(cell), whole, "the whole") for name, cell in plan.get("without", {}).items()]
+    pairs = [(name, *map(scores, pair), "going without") for name, pair in plan.get("pairs", {}).items()]
+    for name, miou, other, against in parts + pairs:
         if miou and other:
-            against = results.paired_difference(miou, other)
-            rows.append({"name": name, "miou": miou, "difference": against, "against": "going without"})
+            difference = results.paired_difference(miou, other)
+            rows.append({"name": name, "miou": miou, "difference": difference, "against": against})
     return rows
 
 
