@@ -26,7 +26,9 @@ class ClassShares(nn.Module):
     and shares of labels are ours.
     """
 
-    def __init__(self, frequencies: np.ndarray, weight: float, exponent: float, limit: float, momentum: float = 0.99):
+    def __init__(
+        self, frequencies: np.ndarray, weight: float, exponent: float = 0.8, limit: float = 3.0, momentum: float = 0.99
+    ):
         super().__init__()
         self.weight, self.limit, self.momentum = weight, limit, momentum
         target = torch.from_numpy(frequencies + 1e-4).float() ** exponent

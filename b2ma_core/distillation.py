@@ -36,12 +36,17 @@ def class_weights(frequencies: np.ndarray) -> Tensor:
     return torch.from_numpy(weights / (weights * frequencies).sum()).float()
 
 
-def pixel_cross_entropy(logits: Tensor, train_ids: Tensor, **options) -> Tensor:
-    """``F.cross_entropy`` of ``(N, C, H, W)`` logits and ``(N, H, W)`` train ids, as rows of classes.
+def pixel_cross_entropy(logits: Tensor, train_ids: Tensor, smoothing: float = 0.0) -> Tensor:
+    """``(N, H, W)`` float32 cross-entropy of ``(N, C, H, W)`` logits and ``(N, H, W)`` int64 train ids, 0 where 255.
 
-    Logits in channels_last lie in memory as one row a pixel; taken so, a CPU needs half the time of the 4-D form.
+    On a CPU the same sums take half the time as rows, one a pixel, where a row fills a vector register of 16 values,
+    and as planes, one a class, where it does not.
     """
-    return F.cross_entropy(logits.float().permute(0, 2, 3, 1).flatten(0, 2), train_ids.flatten(), **options)
+    options = dict(ignore_index=255, label_smoothing=smoothing, reduction="none")
+    if logits.shape[1] < 16:
+        return F.cross_entropy(logits.float().contiguous(), train_ids, **options)
+    rows = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+    return F.cross_entropy(rows, train_ids.flatten(), **options).view_as(train_ids)
 
 
 def label_loss(logits: Tensor, train_ids: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
@@ -59,8 +64,7 @@ def label_loss(logits: Tensor, train_ids: Tensor, weights: Tensor | None = None,
         may then be "sign", and the network stays unsure of everything.
     """
     weight = pixel_weights(train_ids, weights)
-    loss = pixel_cross_entropy(logits, train_ids, ignore_index=255, label_smoothing=smoothing, reduction="none")
-    return (weight.flatten() * loss).sum() / weight.sum().clamp(min=1e-12)
+    return (weight * pixel_cross_entropy(logits, train_ids, smoothing)).sum() / weight.sum().clamp(min=1e-12)
 
 
 def pixel_weights(train_ids: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -86,8 +90,7 @@ def consistency_loss(logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, 
     Source: Luo et al., CROTS (IJCV 2024), self distillation; the weight follows DACS (Tranheden et al., WACV 2021).
     """
     weight = (confidence >= threshold).float().mean((1, 2), keepdim=True)
-    loss = pixel_cross_entropy(logits, pseudo_labels, ignore_index=255, reduction="none").view_as(confidence)
-    return (weight * loss).mean()
+    return (weight * pixel_cross_entropy(logits, pseudo_labels)).mean()
 
 
 @torch.no_grad()
@@ -189,14 +192,13 @@ def teach(
         logits = teacher(images[part]).float()  # at once: bf16 knows 2 to 3 digits
         if shares is not None:
             counts += shares.count(logits)
-        logits = logits.permute(0, 2, 3, 1)  # rows of classes, see pixel_cross_entropy
-        logits = logits if shares is None else logits + change
-        scores = logits.softmax(-1) if kind == "probability" else logits
+        logits = logits if shares is None else logits + change.view(-1, 1, 1)
+        scores = logits.softmax(1) if kind == "probability" else logits
         if box_share > 0:
-            said = train_ids[part][..., None]
+            said = train_ids[part][:, None]
             weight = box_share * (said != 255).float()
-            scores = (scores * (1 - weight)).scatter_add_(-1, said.clamp(max=scores.shape[-1] - 1), weight)
-        confidence[part], pseudo_labels[part] = scores.max(-1)
+            scores = (scores * (1 - weight)).scatter_add_(1, said.clamp(max=scores.shape[1] - 1), weight)
+        confidence[part], pseudo_labels[part] = scores.max(1)
     if shares is not None:
         shares.update(sharing.total(counts))
     return sharing.total(pseudo_labels).long(), sharing.total(confidence)  # zeros where another process answers

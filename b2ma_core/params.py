@@ -30,10 +30,18 @@ Size = Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=2, max_len
 NO_EFFECT_ON_RESULTS = ("workers", "save_every", "box_token_variable", "box_timeout", "box_requests")
 
 GONE = {  # parameters of earlier revisions: what has become of them
+    "box_flip": "it is gone: the model's logits are averaged with those of the mirror image",
     "box_label_map": "it is gone: a map is params/label_spaces/<box_label_space>_to_<label_space>.yaml",
     "consistency_weight": "it is gone: every pixel of an image weighs the image's share of sure pixels",
+    "mix_blur_probability": "it is gone: stage 2 blurs as published, with probability 0.5",
     "mix_images": "it is stage2_mix now: none, spatial, cutmix, classmix",
+    "mix_jitter": "it is gone: stage 2 changes colours as published, by 0.25",
+    "mix_jitter_probability": "it is gone: stage 2 changes colours as published, with probability 0.8",
     "prior_correction": "it is share_alignment now, the alignment of the teacher's class distribution",
+    "rare_k": "it is gone: rare_by 'pixels' takes five classes of each ranking, as published",
+    "share_exponent": "it is gone: class_shares.ClassShares has it, 0.8",
+    "share_limit": "it is gone: class_shares.ClassShares has it, 3.0",
+    "source_random_scale": "it is gone: the source model learns from views enlarged up to 1.25 times",
     "stage2_calibration": "it is gone: stage 2 has no temperature scaling any more",
     "stage2_class_weights": "it is gone: stage 2 does not weigh classes",
     "stage2_label_smoothing": "it is gone: stage 2 does not smooth labels",
@@ -87,7 +95,6 @@ class Params(BaseModel):
     box_token_variable: str | None = None  # NAME of the environment variable with its token, never the token
     box_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  # seconds for one answer
     box_requests: Annotated[int, Field(ge=1, le=64)] = 4  # requests at once
-    box_flip: bool = True  # average the logits of the image and its mirror image
     # Test-time augmentation (queries.py): the box answers views of an image, and a majority vote joins its answers.
     box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that are answered; a flat folder: 1
     vote_exponent: NotNegative = 4.0  # an answer's weight: (its agreement with the plain majority vote) ** this
@@ -103,7 +110,6 @@ class Params(BaseModel):
     source_optimizer: Literal["adamw", "sgd"] = "adamw"
     source_weight_decay: NotNegative = 1.0e-4  # AdaptSegNet 5e-4
     source_warmup_steps: Annotated[int, Field(ge=0)] = 50  # of adamw
-    source_random_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.25]
     source_batch_size: Count | None = None  # None: batch_size
 
     # --- every training; what is called target_ and what stands beside it is of stage 1, stage 2 and the oracle
@@ -137,14 +143,9 @@ class Params(BaseModel):
     stage2_views: bool = True  # images are cut, enlarged and mirrored as in stage 1; False: whole, as published
     # Distribution alignment (class_shares.py): the teacher's class shares are drawn to those of the pseudo labels.
     share_alignment: Share = 1.0  # how far (published 0)
-    share_exponent: Share = 0.8  # of the pseudo labels' shares; below 1 rare classes may be more than they are there
-    share_limit: Positive = 3.0  # largest change of a logit
     teacher_box_share: Share = 0.3  # of the box's labels beside the teacher's probabilities (published 0)
     stage2_mix: Mix = "none"  # of images and the teacher's labels (published spatial)
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
-    mix_jitter: Share = 0.25
-    mix_jitter_probability: Share = 0.8
-    mix_blur_probability: Share = 0.5
     ema_alpha: Share = 0.99
     confidence_threshold: float = 0.7  # published 0.968
     confidence: Literal["probability", "logit"] = "probability"  # logit: the published fault
@@ -157,8 +158,7 @@ class Params(BaseModel):
     hard_patch_draw: Literal["class", "patch"] = "class"  # class: rare classes alike; patch: as published
     grid: Count = 4
     rare_classes: list[Annotated[int, Field(ge=0)]] | None = None  # None: found from the labels
-    rare_by: Literal["images", "pixels"] = "images"  # held by few images; or by two rankings of rare_k, as published
-    rare_k: Count = 5
+    rare_by: Literal["images", "pixels"] = "images"  # held by few images; or by two rankings of five, as published
 
     # --- evaluation
     oracle_steps: Annotated[int, Field(ge=0)] = 1200  # 0: no oracle
@@ -241,10 +241,9 @@ class Params(BaseModel):
             raise ValueError("crop: the source's images have a size of their own (source_image_size), so none is cut")
         if self.crop and (self.crop[0] > self.image_size[0] or self.crop[1] > self.image_size[1]):
             raise ValueError(f"crop: {self.crop} is larger than image_size {self.image_size}")
-        for name in ("random_scale", "source_random_scale"):
-            lowest, highest = getattr(self, name)
-            if not 1 <= lowest <= highest:
-                raise ValueError(f"{name}: needs 1 <= lowest <= highest, got {[lowest, highest]}")
+        lowest, highest = self.random_scale
+        if not 1 <= lowest <= highest:
+            raise ValueError(f"random_scale: needs 1 <= lowest <= highest, got {[lowest, highest]}")
         if min(self.image_size) // self.grid < 16:
             raise ValueError(f"grid: {self.grid} x {self.grid} cells of {self.image_size} are under 16 pixels")
         classes = self.space.num_classes

@@ -277,19 +277,6 @@ def test_weights_that_do_not_fit_show_before_any_training(prepared, tmp_path):
         preflight(prepared("c", box="folder", box_root=str(tmp_path / "none")))
 
 
-def test_a_network_with_statistics_over_a_batch_of_one_shows_before_any_training(prepared):
-    with pytest.raises(ValueError, match="target_network: deeplabv3_resnet50 .* raise batch_size"):
-        preflight(prepared("a", target_network="deeplabv3_resnet50", batch_size=4, accumulate=4))
-    with pytest.raises(ValueError, match="leaves one alone somewhere"):  # two and one
-        preflight(prepared("c", target_network="deeplabv3_resnet50", batch_size=3, accumulate=2))
-    with pytest.raises(ValueError, match="raise hard_patch_batch"):
-        preflight(prepared("d", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2,
-                                  hard_patch_batch=3, student_batch_norm="batch", paste_patches=False))  # fmt: skip
-    preflight(prepared("e", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2, hard_patch_batch=3,
-                                  student_batch_norm="batch"))  # fmt: skip  # pasted: no batch of their own
-    preflight(prepared("b", target_network="deeplabv3_resnet50", batch_size=4, accumulate=2))
-
-
 def test_a_batch_smaller_than_the_number_of_processes_shows_before_any_training(prepared):
     with pytest.raises(ValueError, match="source_batch_size: 1 images a step cannot be shared by 2 processes"):
         preflight(prepared("a", accelerator="cpu", devices=2, source_batch_size=1))

@@ -13,19 +13,17 @@ from torch import Tensor, nn
 
 from b2ma_core.files import write_bytes
 from b2ma_core.models.deeplab_v2 import DeepLabV2, from_torchvision, resnet101_state
-from b2ma_core.models.networks import DeepLabMobileNetV2, DeepLabSmall, DeepLabV3
+from b2ma_core.models.networks import DeepLabMobileNetV2, DeepLabSmall
 
 CLASSIFIERS = ("head.", "layer5.", "classifier.")  # how the names of a classifier's parameters begin
 MODELS = (
     "deeplab_small",
     "deeplab_mobilenet_v2",
-    "deeplabv3_resnet50",
     "deeplabv2_resnet101",
     "deeplabv2_resnet101_full",
 )
 
 _IMAGENET = {"deeplab_mobilenet_v2": tv.MobileNet_V2_Weights.IMAGENET1K_V1,
-             "deeplabv3_resnet50": tv.ResNet50_Weights.IMAGENET1K_V2,
              "deeplabv2_resnet101": tv.ResNet101_Weights.IMAGENET1K_V1,
              "deeplabv2_resnet101_full": tv.ResNet101_Weights.IMAGENET1K_V1}  # fmt: skip
 # What public checkpoints keep their weights under, the first that is there counts.
@@ -61,8 +59,6 @@ def build_model(name: str, num_classes: int, weights: str | Path | None = None) 
             model = DeepLabMobileNetV2(num_classes, imagenet)
         elif name == "deeplab_small":
             model = DeepLabSmall(num_classes)
-        elif name == "deeplabv3_resnet50":
-            model = DeepLabV3(num_classes, imagenet)
         else:
             model = DeepLabV2(num_classes, branches=2 if name == "deeplabv2_resnet101" else 4)
             if imagenet:

@@ -106,24 +106,3 @@ class DeepLabMobileNetV2(nn.Module):
         deep = F.interpolate(self.deep(middle), middle.shape[-2:], mode="bilinear", align_corners=False)
         logits = self.head(torch.cat([deep, middle], dim=1), fine)
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
-
-
-class DeepLabV3(nn.Module):
-    """torchvision's DeepLabV3 on ResNet-50: a target of another make than its source, with torchvision's names.
-
-    Source: Chen et al., Rethinking atrous convolution (2017).
-    """
-
-    def __init__(self, num_classes: int, imagenet: bool = False):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-        weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2 if imagenet else None
-        net = torchvision.models.segmentation.deeplabv3_resnet50(
-            weights=None, weights_backbone=weights, num_classes=num_classes, aux_loss=False
-        )
-        self.backbone, self.classifier = net.backbone, net.classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.classifier(self.backbone((images - self.mean) / self.std)["out"])
-        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)

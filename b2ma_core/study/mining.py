@@ -22,7 +22,7 @@ def rare_of(params: Params, pseudo_labels: np.ndarray, confidences: np.ndarray |
     elif by_images:
         rare = rarely_seen(pseudo_labels, params.space.num_classes)
     else:
-        rare = rare_classes(pseudo_labels, params.space.num_classes, confidences, params.rare_k)
+        rare = rare_classes(pseudo_labels, params.space.num_classes, confidences)
     return rare, 0.01 if by_images else 0.0
 
 

@@ -65,7 +65,7 @@ PIPELINE = (
     Stage(
         "source", "01_source_model", after=("data",), folder="source", start="source_start",
         reads=(*_TRAINING, "box", "source_network", "source_start", "source_steps", "source_learning_rate",
-               "source_jitter", "source_optimizer", "source_weight_decay", "source_warmup_steps", "source_random_scale",
+               "source_jitter", "source_optimizer", "source_weight_decay", "source_warmup_steps",
                "source_batch_size"),
         data=("source_train",), scored_on="source_val", code=("study.stages.train_source",),
     ),
@@ -86,7 +86,7 @@ PIPELINE = (
     ),
     Stage(
         "stage2", "05_self_distill", after=("data", "labels", "stage1", "patches"), folder="stage2",
-        reads=(*_TRAINING, *_STUDENT, "stage2_", "rounds", "share_", "teacher_", "mix_", "position_beta", "ema_",
+        reads=(*_TRAINING, *_STUDENT, "stage2_", "rounds", "share_", "teacher_", "position_beta", "ema_",
                "confidence", "confidence_threshold", "student_", "hard_patch_", "paste_patches",
                "grid", "plain_agreement"),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_stage2",),

@@ -37,27 +37,14 @@ def preflight(run: Run) -> None:
 
 
 def _share_out(params: Params) -> None:
-    """Refuse batches that cannot be shared out among the processes, or whose parts a network cannot learn from."""
-    trained = params.box == "model" and params.source_steps > 0
-    sides = [("target_network", "batch_size", params.batch_size)]
-    if trained and params.source_batch_size:
-        sides.append(("source_network", "source_batch_size", params.source_batch_size))
-    elif trained:
-        sides.append(("source_network", "batch_size", params.batch_size))
-    alone = params.hard_patch_weight > 0 and not params.paste_patches
-    if params.rounds and alone and params.student_batch_norm == "batch":
-        sides.append(("target_network", "hard_patch_batch", params.hard_patch_batch))
-    for network, name, batch in sides:
+    """Refuse batches that cannot be shared out among the processes."""
+    batches = {"batch_size": params.batch_size}
+    if params.box == "model" and params.source_steps > 0 and params.source_batch_size:
+        batches["source_batch_size"] = params.source_batch_size
+    for name, batch in batches.items():
         if batch < params.devices:
             raise ValueError(f"{name}: {batch} images a step cannot be shared by {params.devices} processes: raise "
                              f"{name} to {params.devices} at least, or lower devices to {batch}")  # fmt: skip
-        smallest = batch // (params.devices * params.accumulate)
-        if getattr(params, network) == "deeplabv3_resnet50" and smallest < 2:
-            raise ValueError(
-                f"{network}: deeplabv3_resnet50 takes statistics over what it sees at once, and {name} {batch} over "
-                f"{params.devices} processes in {params.accumulate} parts leaves one alone somewhere, which has none: "
-                f"raise {name}, or lower accumulate or devices, so that each part has two at least"
-            )
 
 
 def _try_service(run: Run) -> None:

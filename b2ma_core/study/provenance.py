@@ -24,7 +24,6 @@ from b2ma_core.study.pipeline import EVALUATION, PIPELINE, Stage, stage_named, s
 MADE_FROM, PROVENANCE = "made_from.json", "provenance.json"
 IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them together
     "deeplab_mobilenet_v2": "mobilenet_v2-b0353104.pth",
-    "deeplabv3_resnet50": "resnet50-11ad3fa6.pth",
     "deeplabv2_resnet101": "resnet101-63fe2227.pth",
     "deeplabv2_resnet101_full": "resnet101-63fe2227.pth",
 }

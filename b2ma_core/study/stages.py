@@ -156,17 +156,15 @@ def train_oracle(run: Run) -> dict:
 def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
     """What keeps the teacher's class shares near those of the pseudo labels in stage 2."""
     frequencies = class_frequencies(pseudo_labels, num_classes(params))
-    return ClassShares(frequencies, params.share_alignment, params.share_exponent, params.share_limit)
+    return ClassShares(frequencies, params.share_alignment)
 
 
 def self_distillation_of(params: Params) -> SelfDistillation:
     """What a study tells the steps of stage 2."""
     return SelfDistillation(
-        mix=params.stage2_mix, position_beta=params.position_beta, jitter=params.mix_jitter,
-        jitter_probability=params.mix_jitter_probability, blur_probability=params.mix_blur_probability,
-        confidence=params.confidence, confidence_threshold=params.confidence_threshold,
-        hard_patch_weight=params.hard_patch_weight, paste_patches=params.paste_patches,
-        box_share=params.teacher_box_share,
+        mix=params.stage2_mix, position_beta=params.position_beta, confidence=params.confidence,
+        confidence_threshold=params.confidence_threshold, hard_patch_weight=params.hard_patch_weight,
+        paste_patches=params.paste_patches, box_share=params.teacher_box_share,
     )  # fmt: skip
 
 
@@ -265,7 +263,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
 
     batches = Batches(
         images, labels, params, run.seed, stage, True, *((0, 1) if mixed else (rank, ranks)), batch,
-        params.source_random_scale if owners else params.random_scale,
+        (1.0, 1.25) if owners else params.random_scale,  # an owner enlarges a little
     )  # fmt: skip
     modules, result, after_step = {"source" if owners else "student": model}, model, lambda step: None
     if params.average_weights and not owners:
@@ -344,7 +342,7 @@ def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:
     run.require("01_source_model")
     fabric = make_fabric(params)
     model = trained_model(run, "source", "source", "source.safetensors")
-    return LocalModel(model, params.box_flip, fabric.device, fabric.autocast)
+    return LocalModel(model, device=fabric.device, autocast=fabric.autocast)
 
 
 TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}
