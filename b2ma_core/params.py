@@ -116,6 +116,7 @@ class Params(BaseModel):
     target_network: str = "deeplab_small"
     init: str = "scratch"  # start of stage 1: scratch | imagenet | a weights file | source (the white box)
     batch_size: Count = 8  # images a step, of all processes together
+    learn_images: Count | None = None  # stages 1 and 2 learn from so many of the target's training images; None: all
     accumulate: Count = 1  # parts that a batch is computed in, one after another, where memory is short
     target_optimizer: Literal["adamw", "adam"] = "adamw"  # adam: as published
     weight_decay: NotNegative = 1.0e-4  # adam has it in the gradient
@@ -134,7 +135,7 @@ class Params(BaseModel):
     stage1_learning_rate: Positive = 2.0e-3
     stage1_class_weights: Literal["none", "sqrt"] = "sqrt"  # sqrt: 1 / sqrt(frequency in the pseudo labels)
     stage1_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    stage1_mix: Mix = "spatial"  # of images and pseudo labels (published none)
+    stage1_mix: Mix = "none"  # of images and pseudo labels
 
     # --- stage 2: self-distillation
     rounds: Annotated[int, Field(ge=0)] = 1  # published: several

@@ -12,7 +12,6 @@ PUBLISHED = {
     "target_jitter": 0.0,
     "stage1_class_weights": "none",
     "stage1_label_smoothing": 0.0,
-    "stage1_mix": "none",
     "stage2_mix": "spatial",
     "target_noise": 0.0,
     "share_alignment": 0.0,

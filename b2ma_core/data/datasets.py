@@ -197,6 +197,14 @@ def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | Non
     )
 
 
+def load_to_learn(params: Params) -> Data:
+    """The target's training images that stages 1 and 2 learn from: all, or ``learn_images`` of them, evenly by number.
+    Their labels, where there are any, are the oracle's."""
+    data = load(params, "target_train")
+    few = params.learn_images is not None and params.learn_images < len(data)
+    return data.of(data.evenly(params.learn_images)) if few else data
+
+
 def class_frequencies(labels: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
     """``(C,)`` float64 share of the labelled pixels per class; 0 .. 1."""
     counts = sum(np.bincount(np.asarray(m).ravel(), minlength=256)[:num_classes] for m in labels)

@@ -96,13 +96,16 @@ def in_words(rows: list[dict]) -> str:
 
 def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
     """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``varied``, ``to``, ``seed``
-    and ``miou``, a line a value and seed."""
+    and ``miou``, a line a value and seed, of the seeds that all its run values have."""
     lines = []
     for name, points in plan["curves"].items():
-        found = {value: cell_scores(study, cell, seeds, runs) for value, cell in points.items()}
-        run = {str(value): miou for value, miou in found.items() if miou is not None}
-        lines += [(name, value, *each) for value, miou in run.items() if len(run) > 1
-                  for each in zip(seeds, miou, strict=True)]  # fmt: skip
+        found = {
+            str(value): {seed: miou[0] for seed in seeds if (miou := cell_scores(study, cell, [seed], runs))}
+            for value, cell in points.items()
+        }
+        run = {value: of_seed for value, of_seed in found.items() if of_seed}
+        shared = set.intersection(*map(set, run.values())) if len(run) > 1 else set()
+        lines += [(name, value, seed, of_seed[seed]) for value, of_seed in run.items() for seed in sorted(shared)]
     return pd.DataFrame(lines, columns=["varied", "to", "seed", "miou"])
 
 

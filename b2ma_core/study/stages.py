@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from b2ma_core.augmentations import Changes, draw_changes, jitter_and_blur, sensor_noise
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
 from b2ma_core.class_shares import ClassShares
-from b2ma_core.data.datasets import Data, class_frequencies, load
+from b2ma_core.data.datasets import Data, class_frequencies, load, load_to_learn
 from b2ma_core.distillation import (
     SelfDistillation,
     Sharing,
@@ -117,7 +117,7 @@ def train_source(run: Run) -> dict:
 
 def train_stage1(run: Run) -> dict:
     """Cross-domain distillation: the box's labels teach the target network -> ``stage1/student.safetensors``."""
-    params, data = run.params, load(run.params, "target_train")
+    params, data = run.params, load_to_learn(run.params)
     pseudo_labels = read_pseudo_labels(run, data)
     return _train_on_labels(
         run, "stage1", stage1_start(run), data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
@@ -171,7 +171,7 @@ def self_distillation_of(params: Params) -> SelfDistillation:
 def train_stage2(run: Run, number: int) -> dict:
     """Round ``number`` (1, 2, ..) of self-distillation -> ``stage2/round-<number>/student.safetensors``."""
     params, stage = run.params, f"stage2/round-{number}"
-    data = load(params, "target_train")
+    data = load_to_learn(params)
     before = ("stage1",) if number == 1 else ("stage2", f"round-{number - 1}")
     model = trained_model(run, "target", *before, "student.safetensors").train()
     labels = read_pseudo_labels(run, data)
