@@ -133,6 +133,9 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     assert set(points["varied"]) == {"queries"}  # one value of the grid is no curve
     assert points["to"].tolist() == ["6"] * 3 + ["8.5"] * 3 and points["seed"].tolist() == [0, 1, 2] * 2
     assert points["miou"].tolist() == pytest.approx([0.40, 0.50, 0.60, 0.42, 0.51, 0.63])
+    for path in (tmp_path / "minicity" / "2").rglob("06_evaluation.json"):  # curves are of the seeds that there are
+        path.unlink()
+    assert curves("minicity", plan, [0, 1, 2], tmp_path)["seed"].tolist() == [0, 1] * 2
     (panel,) = paper_figures.curve_panels(points).axes
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["6", "8.5"]
     assert panel.lines[-1].get_ydata() == pytest.approx([50, 52])  # the means, in percent

@@ -28,6 +28,16 @@ def test_minicity_parts_are_its_scenes(smoke_params, tmp_path):
     assert np.array_equal(parts["target_val"].labels[3], labels)
 
 
+def test_students_learn_from_all_images_or_from_some_evenly(smoke_params, tmp_path, monkeypatch):
+    whole = conversion.prepare(smoke_params, 1, tmp_path)["target_train"]
+    monkeypatch.setattr(datasets, "load", lambda params, name: whole)
+    assert datasets.load_to_learn(smoke_params) is whole
+    assert datasets.load_to_learn(smoke_params.model_copy(update={"learn_images": 24})) is whole
+    few = datasets.load_to_learn(smoke_params.model_copy(update={"learn_images": 4}))
+    assert few.names == [whole.names[i] for i in (0, 7, 15, 23)]
+    assert np.array_equal(few.images[2], whole.images[15]) and np.array_equal(few.labels[2], whole.labels[15])
+
+
 def test_a_folder_is_read_as_it_decodes(folder_params, street_folder, tmp_path):
     data = conversion.prepare(folder_params, 1, tmp_path / "data")["target_train"]
     assert data.names == [f"seq_{i}" for i in range(4)]

@@ -20,6 +20,7 @@ from b2ma_core.distillation import (
     label_loss,
     make_teacher,
     mix_batch,
+    pixel_cross_entropy,
     self_distillation_step,
     teach,
 )
@@ -128,6 +129,26 @@ def test_logits_of_half_precision_are_made_float_before_anything_else():
     torch.testing.assert_close(shares.running, counts / counts.sum())
     target = torch.randint(0, 5, (2, 40, 40), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(label_loss(logits, target), F.cross_entropy(logits.float(), target))
+
+
+@pytest.mark.parametrize("classes", [7, 15, 16, 19])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_cross_entropy_is_that_of_a_plain_loop_for_few_and_many_classes(classes, memory):
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(2, classes, 3, 4, generator=generator).to(memory_format=memory).requires_grad_()
+    labels = torch.randint(0, classes, (2, 3, 4), generator=generator)
+    labels[0, 1, 2] = 255
+    loss = pixel_cross_entropy(logits, labels, 0.1)
+    for n, i, j in np.ndindex(2, 3, 4):
+        log_p = logits[n, :, i, j].detach().log_softmax(0)
+        c = int(labels[n, i, j])
+        expected = 0.0 if c == 255 else -float(0.9 * log_p[c] + 0.1 * log_p.mean())
+        assert float(loss[n, i, j].detach()) == pytest.approx(expected, abs=1e-5)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert not gradient[0, :, 1, 2].any()
+    target = 0.9 * F.one_hot(labels.clamp(max=classes - 1), classes) + 0.1 / classes
+    expected = (logits.detach().softmax(1) - target.permute(0, 3, 1, 2)) * (labels != 255)[:, None]
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_the_pull_weakens_as_the_shares_come_near():

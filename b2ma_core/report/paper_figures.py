@@ -31,10 +31,10 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
         "model": (0.1, 0.5, "source model\n(black box)"),
         "images": (3.5, 2.5, "target images\nin several views"),
         "labels": (3.5, 0.5, "labels, votes,\nvote agreement"),
-        "stage1": (6.4, 0.5, "stage 1: student\nof the labels,\nSpatialMix"),
+        "stage1": (6.4, 0.5, "stage 1: student\nof the labels"),
         "patches": (6.4, 2.5, "hard patches\nmining"),
         "teacher": (9.3, 2.5, "teacher:\nthe average,\nclean images"),
-        "student": (9.3, 0.5, "stage 2: student\nof the teacher,\npatches pasted"),
+        "student": (9.3, 0.5, "stage 2: student\nof the teacher, patches\npasted (SpatialMix)"),
         "answer": (12.2, 0.5, "target\nnetwork"),
     }
     for name, (x, y, text) in boxes.items():
@@ -111,8 +111,12 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
 def curve_panels(points: pd.DataFrame) -> Figure:
     """mIoU against what was varied, as :func:`ablation.curves` has it: one dot a seed, a line through the means."""
     panels = list(points.groupby("varied", sort=False))
-    figure, axes = plt.subplots(1, len(panels), squeeze=False, figsize=(PAGE, 2.0), layout="constrained")
-    for axis, (name, part) in zip(axes[0], panels, strict=True):
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(PAGE, 2.0 * rows), layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (name, part) in zip(axes.flat, panels, strict=False):
         dots_and_means(part.assign(miou=100 * part["miou"]), axis, x="to", y="miou")
         axis.set(xlabel=name, ylabel="mIoU (%)")
     return figure
