@@ -3,7 +3,7 @@
 One step of each stage is one function, :func:`cross_domain_step` and :func:`self_distillation_step`. Each yields the
 losses of a batch's parts, so that a whole training step is ::
 
-    for loss in self_distillation_step(student, teacher, images, hard, recipe, generator):
+    for loss in self_distillation_step(student, teacher, images, train_ids, hard, recipe, generator):
         loss.backward()
     optimizer.step()
     optimizer.zero_grad()

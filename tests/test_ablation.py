@@ -169,7 +169,7 @@ def test_parts_are_taken_out_of_the_whole(tmp_path):
     plan["pairs"] = {"not run": [["mix", "round 1"], ["plain", "round 1"]],
                      "the mix": [[None, "round 1"], ["mix", "round 1"]]}  # fmt: skip
     pair = ablation_rows("minicity", plan, [0, 1], tmp_path)[-1]
-    assert (pair["name"], pair["against"]) == ("the mix", "going without")
+    assert (pair["name"], pair["against"]) == ("the mix", "the same without it")
     assert pair["difference"][0] == pytest.approx(0.015)
     plan["table"]["missing"] = ["plain", "round 1"]  # the last row: there is no whole to compare with
     assert len(ablation_rows("minicity", plan | {"pairs": {}}, [0, 1], tmp_path)) == 2
@@ -240,13 +240,13 @@ def test_an_interval_is_students_t_and_a_single_seed_has_none():
     assert results.difference((mean, half)) == "+20.0 (-107.1 .. +147.1)" and results.difference(None) == "-"
 
 
-def test_gains_name_rare_classes_and_those_that_died():
+def test_gains_name_small_classes_and_those_no_longer_answered():
     """Of 10,000 pixels 99% are road, 0.8% pole, 0.2% rider."""
     iou = {"source-only": (0.5, 0.2, 0.1), "stage 1": (0.7, 0.0, 0.5), "oracle": (1, 1, 1)}
     found = tidy({name: scored(*values, pixels=(9900, 80, 20)) for name, values in iou.items()})
     assert results.gains(found).values.tolist() == [["mine", "stage 1", "+13.3", "+10.0", "pole"]]
     found = tidy({name: scored(*values) for name, values in iou.items()})
-    assert results.gains(found)["rare classes"].tolist() == ["-"]
+    assert results.gains(found)["classes under 1% of pixels"].tolist() == ["-"]
     del iou["source-only"]
     assert results.gains(tidy({name: scored(*values) for name, values in iou.items()})).empty
 

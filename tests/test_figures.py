@@ -44,10 +44,13 @@ def test_classes_stand_in_falling_order_of_the_first_part():
 
 def test_the_loss_is_a_running_mean_of_25_steps():
     history = {"loss": list(range(1, 31)), "miou": [[10, 0.2], [30, 0.4]]}
-    left, right = figures.training_curves({"stage 1": history, "short": {"loss": [3, 5], "miou": []}}).axes
-    first, second = [xy[np.isfinite(xy[:, 1])].tolist() for line in left.lines[:2] for xy in [line.get_xydata()]]
+    short = {"loss": [3, 5], "miou": [[2, 0.5]]}
+    *losses, right = figures.training_curves({"stage 1": history, "short": short}).axes
+    first, second = [xy[np.isfinite(xy[:, 1])].tolist() for axis in losses for xy in [axis.lines[0].get_xydata()]]
     assert first == [[25 + i, 13 + i] for i in range(6)] and second == [[2, 4]]
-    assert right.lines[0].get_xydata().tolist() == [[10, 20], [30, 40]]
+    assert [line.get_xydata().tolist() for line in right.lines] == [[[10, 20], [30, 40]], [[30, 40], [32, 50]]]
+    right = figures.training_curves({"round 1": short, "unscored": {"loss": [1], "miou": []}}, before=0.4).axes[-1]
+    assert [line.get_xydata().tolist() for line in right.lines] == [[[0, 40], [2, 50]], [[2, 50]]]
 
 
 def test_rows_are_joined_through_their_means_and_the_oracle_is_a_line():
@@ -62,15 +65,15 @@ def test_rows_are_joined_through_their_means_and_the_oracle_is_a_line():
 
 
 def test_rare_classes_are_marked_from_the_largest_class_down():
-    counts, means = np.arange(19) * 10, np.linspace(0, 0.9, 19)
-    left, right = figures.rarity_bars(counts, [0, 2], CITYSCAPES, means).axes
+    shares, counts, means = np.arange(1, 20) / 19, np.arange(19)[::-1] * 10, np.linspace(0, 0.9, 19)
+    left, middle, right = figures.rarity_bars(shares, counts, [0, 2], CITYSCAPES, means).axes
     assert ticks(left.yaxis) == list(NAMES[::-1])
     colors = {NAMES[18 - round(bar.get_y() + bar.get_height() / 2)]: bar.get_facecolor()[:3]
               for bar in left.patches if bar.get_width()}  # fmt: skip
     assert {name for name, color in colors.items() if color == figures.PALETTE[3]} == {NAMES[0], NAMES[2]}
     assert max(bar.get_width() for bar in right.patches) == pytest.approx(0.9)
     for without in (None, np.full(19, np.nan)):
-        assert len(figures.rarity_bars(counts, [0], CITYSCAPES, without).axes) == 1
+        assert len(figures.rarity_bars(shares, counts, [0], CITYSCAPES, without).axes) == 2
 
 
 def test_patches_are_counted_by_cell():

@@ -51,7 +51,7 @@ def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PRO
     """The table's rows that have been run: ``name``, ``miou`` of each seed, ``difference`` and interval to another row.
 
     ``against`` is that row: "above", for the plan's ``without`` "the whole", the table's last, and for its ``pairs``
-    "going without". A name says how many rows above it are missing, whose part is then in its difference.
+    "the same without it". A name says how many rows above it are missing, whose part is then in its difference.
     """
     rows, missing = [], 0
     for name, cell in plan["table"].items():
@@ -65,7 +65,7 @@ def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PRO
     whole = None if missing or not rows else rows[-1]["miou"]
     scores = partial(cell_scores, study, seeds=seeds, runs=runs)
     parts = [(name, scores(cell), whole, "the whole") for name, cell in plan.get("without", {}).items()]
-    pairs = [(name, *map(scores, pair), "going without") for name, pair in plan.get("pairs", {}).items()]
+    pairs = [(name, *map(scores, pair), "the same without it") for name, pair in plan.get("pairs", {}).items()]
     for name, miou, other, against in parts + pairs:
         if miou and other:
             difference = results.paired_difference(miou, other)
@@ -82,12 +82,12 @@ def ablation_cells(rows: list[dict]) -> pd.DataFrame:
 
 def in_words(rows: list[dict]) -> str:
     """A sentence for each row of :func:`ablation_rows` that is not compared with the one above: what it does to the
-    mIoU, and whether the seeds tell that from nothing."""
+    mIoU, and whether zero lies in the interval."""
     sentences = []
     for row in rows:
         if row["against"] != "above":
             mean, half = (100 * value for value in row["difference"])
-            told = "which these seeds tell from nothing" if abs(mean) > half else "which may be nothing"
+            told = "an interval without zero" if abs(mean) > half else "which may be nothing"
             name, against = row["name"][0].upper() + row["name"][1:], row["against"]
             interval = f"{mean - half:+.1f} to {mean + half:+.1f}"
             sentences.append(f"{name}, against {against}: {mean:+.1f} points ({interval}), {told}.")

@@ -115,7 +115,7 @@ def mix_by_hand(
     sure = (mixed[2] >= threshold).astype(float)
     donors = cuts.donors[0].tolist()
     top = [mixed[0].transpose(1, 2, 0), space.colorize(mixed[1]), sure, np.full((height, width), 0.9)]
-    titles = ["mixed", "teacher's labels", f"sure: {sure.mean():.0%}", "1000 cuts, this one"]
+    titles = ["mixed", "teacher's labels", f"sure: {sure.mean():.0%}", "1000 draws (blue), this one"]
     figure = picture_grid([top, [images[d] for d in donors]], titles)
     many = draw_cuts(1000, height, width, position_beta, torch.Generator().manual_seed(seed))
     figure.axes[3].images[0].set(cmap="gray")

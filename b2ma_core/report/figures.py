@@ -59,20 +59,22 @@ def code(function: Callable) -> Code:
     return Code("\n".join(lines), language="python")
 
 
-def class_legend(space: LabelSpace, classes: Sequence[int] | None = None) -> Figure:
-    """The colours of the classes, as a strip to put under pictures."""
-    classes = range(space.num_classes) if classes is None else classes
-    patches = [Patch(color=np.array(space.colors[c]) / 255, label=space.names[c]) for c in classes]
-    figure = plt.figure(figsize=(7, 0.2 + 0.2 * -(-len(patches) // 7)))
-    figure.legend(handles=patches, ncols=7, loc="center", fontsize=7)
+def class_legend(space: LabelSpace) -> Figure:
+    """The colours of the classes, as a strip to put above pictures."""
+    patches = [
+        Patch(color=np.array(color) / 255, label=name) for color, name in zip(space.colors, space.names, strict=True)
+    ]
+    figure, axis = plt.subplots(figsize=(PAGE, 0.2 + 0.2 * -(-len(patches) // 7)))
+    axis.set_axis_off()
+    axis.legend(handles=patches, ncols=7, loc="center", fontsize=7)
     return figure
 
 
-def error_picture(prediction: np.ndarray, truth: np.ndarray, ignore_index: int = 255) -> np.ndarray:
-    """``(H, W, 3)`` uint8: right pixels light grey, wrong ones vermilion, ignored ones black."""
+def error_picture(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """``(H, W, 3)`` uint8: right pixels light grey, wrong ones vermilion, pixels without a class (255) black."""
     picture = np.full((*truth.shape, 3), 225, np.uint8)
     picture[prediction != truth] = (213, 94, 0)
-    picture[truth == ignore_index] = 0
+    picture[truth == 255] = 0
     return picture
 
 
@@ -107,42 +109,49 @@ def class_frequency_bars(frequencies: Mapping[str, np.ndarray], space: LabelSpac
     return figure
 
 
-def reliability_bars(entries: Sequence[Mapping[str, float]], width: float = 0.1) -> Figure:
+def reliability_bars(entries: Sequence[Mapping[str, float]]) -> Figure:
     """How often pseudo labels are right, and how many there are, by confidence: entries of ``metrics.reliability``."""
     figure, axis = plt.subplots(figsize=(3.3, 2.0))
     left = np.array([entry["confidence"] for entry in entries])
     for i, (key, label) in enumerate((("right", "of them right"), ("pixels", "of all pixels"))):
         values = [100 * entry[key] for entry in entries]
-        axis.bar(100 * (left + 0.45 * width * i), values, 45 * width, align="edge", label=label, color=PALETTE[i])
+        axis.bar(100 * left + 4.5 * i, values, 4.5, align="edge", label=label, color=PALETTE[i])
     axis.set(xlabel="confidence (%)", ylabel="%", xlim=(0, 100), ylim=(0, 100))
     axis.legend(fontsize=7, loc="upper left")
     return figure
 
 
-def training_curves(histories: Mapping[str, Mapping]) -> Figure:
-    """Loss and mIoU over steps, one line per name; the loss is a running mean of 25 steps."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained")
+def training_curves(histories: Mapping[str, Mapping], before: float | None = None) -> Figure:
+    """The loss of each training, a running mean of 25 steps, and the mIoU over all their steps, one after another.
+
+    Args:
+        histories: name -> what :func:`training.fit` returns, in the order of the trainings.
+        before: mIoU (0 .. 1) of what the first of them began with, if it is known.
+    """
+    figure, axes = plt.subplots(1, len(histories) + 1, figsize=(PAGE, 2.2), layout="constrained")
+    start = 0
     for i, (name, history) in enumerate(histories.items()):
         loss = pd.Series(history["loss"], np.arange(len(history["loss"])) + 1, float)
-        left.plot(loss.rolling(min(25, max(len(loss), 1))).mean(), label=name, color=f"C{i}")
-        steps, values = np.reshape(history["miou"], (-1, 2)).T
-        right.plot(steps, 100 * values, marker="o", markersize=3, color=f"C{i}")
-    left.set(xlabel="step", ylabel="loss", yscale="log")
-    right.set(xlabel="step", ylabel="mIoU (%)")
-    left.legend()
+        mark = "." if len(loss) <= 25 else ""  # of a mean that is a single point
+        axes[i].plot(loss.rolling(min(25, max(len(loss), 1))).mean(), mark, color=f"C{i}", linestyle="-")
+        axes[i].set(xlabel=f"step of {name}", ylabel="loss")
+        points = [(0, before)] * (before is not None) + list(history["miou"])
+        steps, values = np.reshape(points, (-1, 2)).T
+        axes[-1].plot(start + steps, 100 * values, marker="o", markersize=3, color=f"C{i}", label=name)
+        start, before = start + len(loss), values[-1] if len(values) else None
+    axes[-1].set(xlabel="step", ylabel="mIoU (%)")
+    axes[-1].legend(fontsize=7)
     return figure
 
 
 def patch_gallery(
-    images: np.ndarray,
-    patches: Sequence[HardPatch],
-    classes: Sequence[int],
-    space: LabelSpace,
+    images: np.ndarray, labels: np.ndarray, patches: Sequence[HardPatch], classes: Sequence[int], space: LabelSpace,
     grid: int,
-    each: int = 6,
-) -> Figure:
-    """For each class a row of patches that hold it, spread evenly over the index."""
-    figure, axes = plt.subplots(len(classes), each, squeeze=False, figsize=(7, 0.2 + 0.68 * len(classes)))
+) -> Figure:  # fmt: skip
+    """For each class six patches that hold it, spread evenly over the index; what is labelled so is outlined."""
+    each, (height, width) = 6, (side // grid for side in images.shape[1:3])
+    size = (PAGE, 0.86 * PAGE / each * height / width * len(classes))
+    figure, axes = plt.subplots(len(classes), each, squeeze=False, figsize=size)
     for line, c in zip(axes, classes, strict=True):
         holding = [patch for patch in patches if c in patch.classes]
         chosen = [holding[i] for i in np.linspace(0, len(holding) - 1, min(each, len(holding))).astype(int)]
@@ -151,6 +160,10 @@ def patch_gallery(
         for axis, patch in zip(line, chosen, strict=False):
             rows, columns = cell(*images.shape[1:3], patch.row, patch.column, grid)
             axis.imshow(images[patch.image, rows, columns])
+            inside = np.pad(labels[patch.image, rows, columns] == c, 1)  # a border: whole cells are outlined too
+            axis.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), inside, [0.5], colors="white",
+                         linewidths=0.7)  # fmt: skip
+            axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
         line[0].text(-0.06, 0.5, space.names[c], transform=line[0].transAxes, ha="right", va="center")
     figure.subplots_adjust(0.14, 0.01, 1, 0.99, 0.03, 0.05)
     return figure
@@ -166,16 +179,23 @@ def patch_places(patches: Sequence[HardPatch], grid: int) -> Figure:
     return figure
 
 
-def rarity_bars(counts: np.ndarray, rare: Sequence[int], space: LabelSpace, means: np.ndarray | None = None) -> Figure:
-    """Classes by pseudo-labelled pixels, the rare ones marked; beside it mean confidence where there is any."""
-    data = pd.DataFrame({"pseudo-labelled pixels": np.maximum(counts, 0.5), "mean confidence": means}, space.names)
-    data = data.sort_values("pseudo-labelled pixels", ascending=False).dropna(axis="columns", how="all")
+def rarity_bars(
+    shares: np.ndarray, counts: np.ndarray, rare: Sequence[int], space: LabelSpace, means: np.ndarray | None = None
+) -> Figure:
+    """Classes by the share of images that hold them (0 .. 1), the rare ones marked; beside it their pseudo-labelled
+    pixels, and the mean confidence where there is any."""
+    data = pd.DataFrame({"images that hold it (%)": 100 * shares, "pseudo-labelled pixels": np.maximum(counts, 0.5),
+                         "mean confidence": means}, space.names)  # fmt: skip
+    data = data.sort_values("images that hold it (%)", ascending=False, kind="stable").dropna(axis="columns", how="all")
     kind = ["rare" if space.names.index(name) in rare else "not rare" for name in data.index]
-    figure, axes = plt.subplots(1, data.shape[1], squeeze=False, figsize=(7, 2.8), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, data.shape[1], squeeze=False, figsize=(PAGE, 2.8), layout="constrained", sharey=True)
     for axis, column in zip(axes[0], data, strict=True):
         sns.barplot(data, x=column, y=data.index, hue=kind, palette={"rare": PALETTE[3], "not rare": PALETTE[0]},
-                    saturation=1, legend=axis is axes[0, -1], ax=axis)  # fmt: skip
-    axes[0, 0].set(xscale="log", ylabel="")
+                    saturation=1, legend=axis is axes[0, 0], ax=axis)  # fmt: skip
+    axes[0, 0].set(ylabel="")
+    axes[0, 0].axvline(50, color="0.4", linewidth=0.8, linestyle=":")
+    axes[0, 1].set(xscale="log")
+    sns.move_legend(axes[0, 0], "lower center", ncols=2, fontsize=7, title=None, bbox_to_anchor=(0.5, 1))
     return figure
 
 

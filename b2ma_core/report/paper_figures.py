@@ -34,8 +34,8 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
         "stage1": (6.4, 0.5, "stage 1: student\nof the labels"),
         "patches": (6.4, 2.5, "hard patches\nmining"),
         "teacher": (9.3, 2.5, "teacher:\nthe average,\nclean images"),
-        "student": (9.3, 0.5, "stage 2: student\nof the teacher, patches\npasted (SpatialMix)"),
-        "answer": (12.2, 0.5, "target\nnetwork"),
+        "student": (9.3, 0.5, "stage 2: student\nof the teacher,\npatches pasted"),
+        "answer": (12.2, 2.5, "target\nnetwork"),
     }
     for name, (x, y, text) in boxes.items():
         color = PALETTE[1] if name in ("source", "model") else PALETTE[0]
@@ -47,7 +47,7 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
     arrows = [
         ((0.95, 2.4), (0.95, 1.6)), ((3.4, 2.7), (1.9, 1.3)), ((1.9, 0.9), (3.4, 0.9)), ((5.3, 1.0), (6.3, 1.0)),
         ((5.3, 1.4), (6.3, 2.7)), ((8.2, 1.0), (9.2, 1.0)), ((8.2, 2.7), (9.2, 1.4)), ((10.0, 2.4), (10.0, 1.6)),
-        ((10.5, 1.6), (10.5, 2.4)), ((11.1, 1.0), (12.1, 1.0)),
+        ((10.5, 1.6), (10.5, 2.4)), ((11.1, 3.0), (12.1, 3.0)),
     ]  # fmt: skip
     for start, end in arrows:
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.3", "linewidth": 0.9})
@@ -59,7 +59,7 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
     axis.text(9.92, 2.0, "labels", fontsize=6, va="center", ha="right")
     axis.annotate("", (9.2, 0.35), (11.1, 0.35),
                   arrowprops={"arrowstyle": "->", "color": "0.3", "connectionstyle": "arc3,rad=-0.35"})  # fmt: skip
-    axis.text(10.15, -0.15, "again, in rounds", fontsize=6, ha="center")
+    axis.text(10.15, -0.15, "again, in rounds; SpatialMix is a switch", fontsize=6, ha="center")
     return figure
 
 
@@ -99,7 +99,9 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
     right.set_xticks([tick for tick in (-10, -2, -1, 0, 1, 2, 10) if low <= tick <= high])
     right.set_xticks([], minor=True)
     right.xaxis.set_major_formatter("{x:g}")
-    right.set(xlabel="against the row above (95% interval)")
+    right.set(xlabel="difference in points of mIoU (95% interval;\nlogarithmic beyond 2)")
+    right.annotate("against the row above:", (0.98, -0.3), xycoords=("axes fraction", "data"), ha="right", va="center",
+                   fontsize=6)  # fmt: skip
     for first in (i for i in range(1, len(rows)) if rows[i]["against"] != rows[i - 1]["against"]):
         for axis in (left, right):
             axis.axhline(first - 0.5, color="0.6", linewidth=0.6, linestyle=":")
@@ -133,7 +135,7 @@ def answered_by_class(scores: pd.DataFrame, lowest: float = 0.02) -> Figure:
 
     Args:
         scores: lines of :func:`results.class_scores`.
-        lowest: smaller ratios are drawn here, so that a class that died shows on the logarithmic axis.
+        lowest: smaller ratios are drawn here, so that a class that is never answered shows on the logarithmic axis.
     """
     data = scores[scores["true_pixels"] > 0].assign(ratio=lambda known: known["answers"] / known["true_pixels"])
     series = data["row"].nunique()

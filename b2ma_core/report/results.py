@@ -242,8 +242,8 @@ def rare_classes(results: pd.DataFrame) -> list[str]:
 def gains(results: pd.DataFrame) -> pd.DataFrame:
     """Every row of one study but the oracle against source-only of the same seed, in words.
 
-    :func:`paired_difference` of the mIoU over all classes, and over the rare ones; and the classes that have died:
-    their mean IoU was at least 1% in source-only and is below 0.1% now.
+    :func:`paired_difference` of the mIoU over all classes, and over those under 1% of the true pixels; and the classes
+    no longer answered: their mean IoU was at least 1% in source-only and is below 0.1% now.
     """
     iou = together(results).pivot(index=["row", "seed"], columns="class", values="iou")
     names, rare, lines = results["row"].unique(), rare_classes(results), []
@@ -252,9 +252,11 @@ def gains(results: pd.DataFrame) -> pd.DataFrame:
         dead = (before.mean() >= 0.01) & (after.mean() < 0.001)
         gain, rarely = (paired_difference(after[some].mean(axis=1), before[some].mean(axis=1))
                         for some in (iou.columns, rare))  # fmt: skip
-        died = ", ".join(c for c in results["class"].unique() if dead[c]) or "-"
-        lines.append((results["study"].iloc[0], row, difference(gain), difference(rarely), died))
-    return pd.DataFrame(lines, columns=["study", "row", "against source-only", "rare classes", "died"])
+        lost = ", ".join(c for c in results["class"].unique() if dead[c]) or "-"
+        lines.append((results["study"].iloc[0], row, difference(gain), difference(rarely), lost))
+    return pd.DataFrame(
+        lines, columns=["study", "row", "against source-only", "classes under 1% of pixels", "no longer answered"]
+    )
 
 
 def in_words(results: pd.DataFrame) -> str:

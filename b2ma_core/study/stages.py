@@ -232,7 +232,7 @@ def changed(images: Tensor, numbers: range, seed: int, stage: str, jitter: float
 def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, evaluate_on,
                      noise=0.0, weights=None, smoothing=0.0, kind_of_mix="none"):  # fmt: skip
     """Source model, stage 1 and oracle are one training; they differ in whose images and labels it sees, and stage 1
-    alone mixes."""
+    alone may mix."""
     params = run.params
     fabric = _launched(params)
     owners = stage == "source"
