@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
-from b2ma_core.files import PROJECT
+from b2ma_core.files import PROJECT, load_yaml
 from b2ma_core.params import load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.report import results
@@ -19,7 +18,7 @@ from b2ma_core.study.pipeline import EVALUATION
 
 def read_ablation(path: Path = PROJECT / "params" / "ablation.yaml") -> dict:
     """``params/ablation.yaml``: study, seeds, arms, table and curves."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return load_yaml(path)
 
 
 def arms_of(cells: Iterable[Sequence]) -> list[str]:
