@@ -33,7 +33,8 @@ from b2ma_core.study import stages, training
 
 folder, stage, data, *how = sys.argv[1:]
 stage, *number = stage.split()
-stages.load = lambda params, name: datasets.load(params, name, Path(data))
+load = datasets.load
+stages.load = datasets.load = lambda params, name: load(params, name, Path(data))
 if "frozen" in how:
     torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
 if "stop" in how:
