@@ -108,13 +108,19 @@ def rarely_seen(
     Returns:
         Train ids in rising order; a class that no image holds is absent, not rare.
     """
+    shares = image_shares(pseudo_labels, num_classes, least)
+    return np.flatnonzero((shares > 0) & (shares <= most)).tolist()
+
+
+def image_shares(pseudo_labels: Iterable[np.ndarray], num_classes: int, least: float = 1e-3) -> np.ndarray:
+    """``(C,)`` float64 share of the images that hold each class, 0 .. 1; arguments as for :func:`rarely_seen`."""
     held, images = np.zeros(num_classes, np.int64), 0
     for labels in pseudo_labels:
         labels = np.asarray(labels).ravel()
         counts = np.bincount(labels[labels < num_classes], minlength=num_classes)
         held += counts >= max(least * labels.size, 1)
         images += 1
-    return np.flatnonzero((held > 0) & (held <= most * images)).tolist()
+    return held / max(images, 1)
 
 
 def cell(height: int, width: int, row: int, column: int, grid: int = 4) -> tuple[slice, slice]:
