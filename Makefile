@@ -99,9 +99,10 @@ endif
 # PyPI's torch for Linux brings CUDA's libraries; pip prefers PyTorch's own CPU build where its index is named too.
 CPU_BUILD := $(findstring /whl/cpu,$(PIP_EXTRA_INDEX_URL) $(PIP_INDEX_URL))
 GB := $(if $(CPU_BUILD),2,6)
+DOWNLOADS := $(if $(CPU_BUILD),1,3)
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
-	@[ -e .venv ] || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(free < $(GB) + 1 and f"setting up .venv takes about $(GB) GB here, {free:.1f} GB are free: free some space, or make .venv a link to a folder on another disk")'
+	@[ -e .venv ] || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; sys.exit(free < $(GB) + $(DOWNLOADS) + 1 and f"setting up .venv takes about $(GB) GB here and $(DOWNLOADS) more for downloads, {free:.1f} GB are free: free some space, or make .venv a link to a folder on another disk")'
 	@echo "setting up .venv: about $(GB) GB$(if $(CPU_BUILD),,$(comma) of which torch with its CUDA libraries is 5.5); a few minutes"
 	@$(PYTHON) -m venv .venv
 	@$(QUIET) $(PY) -m pip install --quiet -r requirements.lock
