@@ -93,3 +93,21 @@ def test_a_page_lists_notebooks_tables_and_pictures(tmp_path, monkeypatch):
     assert page.count("<table>") == 2 and page.count(">a &lt; b</td>") == 2 and page.count(">1.0 ± 0.5</td>") == 2
     assert '<a href="01_source_model.html">01_source_model</a>' in page and "<p>of these, val:</p>" in page
     assert "<h2" in page and 'src="class_iou.png"' in page and (tmp_path / "page" / "class_iou.png").is_file()
+
+
+def test_answers_stand_beside_their_errors_and_the_truth():
+    space = CITYSCAPES
+    truth = np.array([[0, 1], [255, 2]], np.uint8)
+    said = {"stage 1": [np.array([[0, 0], [5, 2]], np.uint8)], "round 1": [truth]}
+    images = [np.zeros((2, 2, 3), np.uint8)]
+    figure = figures.answer_grid(space, images, said, [truth])
+    shown = {axis.get_title(): axis.images[0].get_array() for axis in figure.axes}
+    assert list(shown) == ["image", "stage 1", "errors, stage 1", "round 1", "errors, round 1", "truth"]
+    wrong = np.all(shown["errors, stage 1"] == (213, 94, 0), axis=-1)
+    assert wrong.tolist() == [[False, True], [False, False]]  # what has no class cannot be wrong
+    assert np.array_equal(shown["truth"], space.colorize(truth)) and np.array_equal(shown["round 1"], shown["truth"])
+    assert [axis.get_title() for axis in figures.answer_grid(space, images, said).axes] == [
+        "image",
+        "stage 1",
+        "round 1",
+    ]

@@ -78,6 +78,30 @@ def error_picture(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return picture
 
 
+def answer_grid(
+    space: LabelSpace,
+    images: Sequence[np.ndarray],
+    answers: Mapping[str, Sequence[np.ndarray]],
+    truth: Sequence[np.ndarray] | None = None,
+) -> Figure:
+    """A row an image: the image, what is said of it, each followed by where it is wrong, and the truth.
+
+    Args:
+        space: of the train ids.
+        images: ``(H, W, 3)`` uint8 each.
+        answers: ``(h, w)`` uint8 train ids for each image, by what heads their column.
+        truth: the same; None: neither errors nor truth are drawn.
+    """
+    columns = {"image": list(images)}
+    for title, said in answers.items():
+        columns[title] = [space.colorize(labels) for labels in said]
+        if truth is not None:
+            columns[f"errors, {title}"] = [error_picture(*pair) for pair in zip(said, truth, strict=True)]
+    if truth is not None:
+        columns["truth"] = [space.colorize(labels) for labels in truth]
+    return picture_grid(list(zip(*columns.values(), strict=True)), list(columns))
+
+
 def class_bars(data: pd.DataFrame, value: str, **axis) -> Figure:
     """Bars over classes, a series a row: means over seeds, with the standard deviation of several.
 
