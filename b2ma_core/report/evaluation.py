@@ -66,21 +66,21 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
     return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, labelled)}, scores
 
 
-def predict_part(run: Run, part: Data, shown: Sequence[int]) -> np.ndarray:
+def predict_part(run: Run, part: Data, shown: Sequence[int]) -> list[np.ndarray]:
     """Write the last student's train ids of a part, ``predictions/<part>/<name>.png`` at each image's own size.
 
     Returns:
-        ``(len(shown), H, W)`` uint8: those of the images to show, by index, brought to the study's size.
+        ``(h, w)`` uint8 for each of the images to show, by index.
     """
-    fabric, pictures = make_fabric(run.params), {}
+    fabric, written = make_fabric(run.params), {}
     last = trainings(run.params)[row_names(run)[-1]]
     model = fabric.to_device(trained_model(run, "target", last, "student.safetensors"))
     for i, (name, size) in enumerate(zip(part.names, part.sizes, strict=True)):
         labels = predict(model, fabric, part.images[i : i + 1], size, run.params.predict_scale)[0]
         write_png(run.path("predictions", part.name, f"{name}.png"), labels)
         if i in shown:
-            pictures[i] = _at(labels, part.images.shape[1:3])
-    return np.stack([pictures[i] for i in shown])
+            written[i] = labels
+    return [written[i] for i in shown]
 
 
 def load_samples(run: Run) -> dict[str, np.ndarray]:
