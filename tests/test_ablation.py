@@ -163,6 +163,11 @@ def test_parts_are_taken_out_of_the_whole(tmp_path):
     assert cells["against the row above (95%)"][2].startswith("the whole: -1.5 (")
     # The interval is 12.706 * 0.5 to both sides.
     assert in_words(rows) == "No mix, against the whole: -1.5 points (-7.9 to +4.9), which may be nothing."
+    finished("minicity", 2, tmp_path, {"stage 1": scored(0.4), "round 1": scored(0.9)})  # a seed that the arm lacks
+    more = ablation_rows("minicity", plan, [0, 1, 2], tmp_path)
+    assert [row["seeds"] for row in more] == [[0, 1, 2], [0, 1, 2], [0, 1]] and more[2] == rows[2]
+    alone = ablation_rows("minicity", plan, [0], tmp_path)
+    assert in_words(alone) == "No mix, against the whole: -2.0 points, one seed."
     left, right = paper_figures.ablation_dots(rows).axes
     assert [tick.get_text() for tick in left.get_yticklabels()] == ["stage 1", "whole", "no mix"]
     assert np.ma.filled(right.lines[0].get_xdata(), np.nan)[1:] == pytest.approx([16.5, -1.5])

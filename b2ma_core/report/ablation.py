@@ -26,8 +26,8 @@ def arms_of(cells: Iterable[Sequence]) -> list[str]:
     return list(dict.fromkeys(arm for arm, _ in cells if arm))
 
 
-def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[float] | None:
-    """mIoU (0 .. 1) of ``[arm, row]`` for each seed; None unless every seed has been run.
+def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[int, float]:
+    """mIoU (0 .. 1) of ``[arm, row]`` for each of the seeds that have been run.
 
     Raises:
         ValueError: if an arm differs from its study in more than it switches, as after a change of recipe or code.
@@ -35,47 +35,56 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
     arm, row = cell
     name = f"{study}+{arm}" if arm else study
     switches = unlike(*(load_params(study_file(each)).model_dump() for each in (study, name)))
-    found = []
+    found = {}
     for seed in seeds:
         paths = [runs / each / str(seed) / "records" / f"{EVALUATION}.json" for each in (study, name)]
-        if not all(path.is_file() for path in paths):
-            return None
-        origin, record = map(results.read_record, paths)
-        results.check_alike(record, origin, switches)
-        found.append(results.scores_of(record["metrics"], row).miou())
+        if all(path.is_file() for path in paths):
+            origin, record = map(results.read_record, paths)
+            results.check_alike(record, origin, switches)
+            found[seed] = results.scores_of(record["metrics"], row).miou()
     return found
 
 
+def compared(name: str, miou: dict[int, float], other: dict[int, float], against: str) -> dict:
+    """A row of :func:`ablation_rows`, of the seeds that it shares with what it is compared with."""
+    seeds = sorted(miou.keys() & other.keys())
+    values = [miou[seed] for seed in seeds]
+    difference = results.paired_difference(values, [other[seed] for seed in seeds])
+    return {"name": name, "seeds": seeds, "miou": values, "difference": difference, "against": against}
+
+
 def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
-    """The table's rows that have been run: ``name``, ``miou`` of each seed, ``difference`` and interval to another row.
+    """The table's rows that have been run: ``name``, ``seeds``, ``miou`` of each, ``difference`` and interval to
+    another row over the seeds that both have.
 
     ``against`` is that row: "above", for the plan's ``without`` "the whole", the table's last, and for its ``pairs``
     "the same without it". A name says how many rows above it are missing, whose part is then in its difference.
     """
-    rows, missing = [], 0
+    rows, above, missing = [], {}, 0
+    scores = partial(cell_scores, study, seeds=seeds, runs=runs)
     for name, cell in plan["table"].items():
-        miou = cell_scores(study, cell, seeds, runs)
-        if miou is None:
+        miou = scores(cell)
+        if not miou or (above and not miou.keys() & above.keys()):
             missing += 1
             continue
         name, missing = f"{name} (and {missing} not run)" if missing else name, 0
-        against = results.paired_difference(miou, rows[-1]["miou"]) if rows else None
-        rows.append({"name": name, "miou": miou, "difference": against, "against": "above"})
-    whole = None if missing or not rows else rows[-1]["miou"]
-    scores = partial(cell_scores, study, seeds=seeds, runs=runs)
+        if above:
+            rows.append(compared(name, miou, above, "above"))
+        else:
+            rows.append({"name": name, "seeds": [*miou], "miou": [*miou.values()], "difference": None,
+                         "against": "above"})  # fmt: skip
+        above = miou
+    whole = {} if missing else above
     parts = [(name, scores(cell), whole, "the whole") for name, cell in plan.get("without", {}).items()]
     pairs = [(name, *map(scores, pair), "the same without it") for name, pair in plan.get("pairs", {}).items()]
-    for name, miou, other, against in parts + pairs:
-        if miou and other:
-            difference = results.paired_difference(miou, other)
-            rows.append({"name": name, "miou": miou, "difference": difference, "against": against})
-    return rows
+    return rows + [compared(*part) for part in parts + pairs if part[1].keys() & part[2].keys()]
 
 
 def ablation_cells(rows: list[dict]) -> pd.DataFrame:
     """The ablation's table in words, of :func:`ablation_rows`."""
     against = [f"{r['against']}: " * (r["against"] != "above") + results.difference(r["difference"]) for r in rows]
-    return pd.DataFrame({"": [r["name"] for r in rows], "mIoU (%)": [results.spread(r["miou"]) for r in rows],
+    return pd.DataFrame({"": [r["name"] for r in rows], "seeds": [str(len(r["seeds"])) for r in rows],
+                         "mIoU (%)": [results.spread(r["miou"]) for r in rows],
                          "against the row above (95%)": against})  # fmt: skip
 
 
@@ -86,10 +95,10 @@ def in_words(rows: list[dict]) -> str:
     for row in rows:
         if row["against"] != "above":
             mean, half = (100 * value for value in row["difference"])
-            told = "an interval without zero" if abs(mean) > half else "which may be nothing"
             name, against = row["name"][0].upper() + row["name"][1:], row["against"]
-            interval = f"{mean - half:+.1f} to {mean + half:+.1f}"
-            sentences.append(f"{name}, against {against}: {mean:+.1f} points ({interval}), {told}.")
+            told = "an interval without zero" if abs(mean) > half else "which may be nothing"
+            sure = f" ({mean - half:+.1f} to {mean + half:+.1f}), {told}" if len(row["seeds"]) > 1 else ", one seed"
+            sentences.append(f"{name}, against {against}: {mean:+.1f} points{sure}.")
     return " ".join(sentences)
 
 
@@ -98,10 +107,7 @@ def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / 
     and ``miou``, a line a value and seed, of the seeds that all its run values have."""
     lines = []
     for name, points in plan["curves"].items():
-        found = {
-            str(value): {seed: miou[0] for seed in seeds if (miou := cell_scores(study, cell, [seed], runs))}
-            for value, cell in points.items()
-        }
+        found = {str(value): cell_scores(study, cell, seeds, runs) for value, cell in points.items()}
         run = {value: of_seed for value, of_seed in found.items() if of_seed}
         shared = set.intersection(*map(set, run.values())) if len(run) > 1 else set()
         lines += [(name, value, seed, of_seed[seed]) for value, of_seed in run.items() for seed in sorted(shared)]
