@@ -298,8 +298,8 @@ def main(study: str, seeds: str) -> None:
     study_file(study)
     numbers = seeds_of(seeds)
     records, found = read_records(study, numbers), read_results(study, numbers)
-    print(f"\n{study}: {records[0]['metrics']['scored_on']}, last checkpoints")
-    print(f"{tables_text(found, 'plain')}{trained_where(records)}")
+    scored = f": {records[0]['metrics']['scored_on']}, last checkpoints" if len(found) else ""
+    print(f"\n{study}{scored}\n{tables_text(found, 'plain')}{trained_where(records)}")
     print(f"figures: {(PROJECT / 'figures' / study).relative_to(PROJECT)}/   runs: runs/{study}/\n")
 
 
