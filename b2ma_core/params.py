@@ -34,7 +34,7 @@ GONE = {  # parameters of earlier revisions: what has become of them
     "box_label_map": "it is gone: a map is params/label_spaces/<box_label_space>_to_<label_space>.yaml",
     "consistency_weight": "it is gone: every pixel of an image weighs the image's share of sure pixels",
     "mix_blur_probability": "it is gone: stage 2 blurs as published, with probability 0.5",
-    "mix_images": "it is stage2_mix now: none, spatial, cutmix, classmix",
+    "mix_images": "it is stage2_mix now: auto, none, spatial, cutmix, classmix",
     "mix_jitter": "it is gone: stage 2 changes colours as published, by 0.25",
     "mix_jitter_probability": "it is gone: stage 2 changes colours as published, with probability 0.8",
     "prior_correction": "it is share_alignment now, the alignment of the teacher's class distribution",
@@ -145,7 +145,7 @@ class Params(BaseModel):
     # Distribution alignment (class_shares.py): the teacher's class shares are drawn to those of the pseudo labels.
     share_alignment: Share = 1.0  # how far (published 0)
     teacher_box_share: Share = 0.3  # of the box's labels beside the teacher's probabilities (published 0)
-    stage2_mix: Mix = "none"  # of images and the teacher's labels (published spatial)
+    stage2_mix: Mix | Literal["auto"] = "auto"  # auto: cutmix where nothing is mined, else none (published spatial)
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     ema_alpha: Share = 0.99
     confidence_threshold: float = 0.7  # published 0.968

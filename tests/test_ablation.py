@@ -26,6 +26,7 @@ def test_an_arm_is_its_study_with_some_parameters_switched():
     assert told == {
         "study",
         "hard_patch_weight",
+        "stage2_mix",
         "share_alignment",
         "teacher_box_share",
     }

@@ -7,6 +7,7 @@ import torch
 from b2ma_core.mixes import MIXES, half_of_the_classes, mix, rectangles
 from b2ma_core.params import Mix
 from b2ma_core.spatial_mix import draw_cuts, spatial_mix
+from b2ma_core.study.stages import self_distillation_of
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -62,3 +63,10 @@ def test_an_unknown_mix_is_named():
 
 def test_the_parameters_know_the_same_mixes():
     assert get_args(Mix) == MIXES  # params imports no torch, so it lists them again
+
+
+def test_a_mix_takes_the_place_of_patches_where_none_are_mined(smoke_params):
+    assert smoke_params.stage2_mix == "auto"
+    assert [self_distillation_of(smoke_params, mined).mix for mined in (True, False)] == ["none", "cutmix"]
+    told = smoke_params.model_copy(update={"stage2_mix": "spatial"})
+    assert [self_distillation_of(told, mined).mix for mined in (True, False)] == ["spatial", "spatial"]

@@ -159,10 +159,17 @@ def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
     return ClassShares(frequencies, params.share_alignment)
 
 
-def self_distillation_of(params: Params) -> SelfDistillation:
-    """What a study tells the steps of stage 2."""
+def self_distillation_of(params: Params, mined: bool) -> SelfDistillation:
+    """What a study tells the steps of stage 2; ``mined``: whether there are hard patches.
+
+    A pasted patch shows the student one image's content in another, as a mix does; where there is none to paste, a mix
+    takes its place (docs/parameters.md).
+    """
+    mix = params.stage2_mix
+    if mix == "auto":
+        mix = "none" if mined else "cutmix"
     return SelfDistillation(
-        mix=params.stage2_mix, position_beta=params.position_beta, confidence=params.confidence,
+        mix=mix, position_beta=params.position_beta, confidence=params.confidence,
         confidence_threshold=params.confidence_threshold, hard_patch_weight=params.hard_patch_weight,
         paste_patches=params.paste_patches, box_share=params.teacher_box_share,
     )  # fmt: skip
@@ -184,7 +191,7 @@ def train_stage2(run: Run, number: int) -> dict:
     teacher = make_teacher(model)
     result = teacher if params.average_weights else model
     shares = class_shares(params, labels).to(fabric.device)
-    recipe, groups = self_distillation_of(params), patch_groups(params, patches)
+    recipe, groups = self_distillation_of(params, bool(patches)), patch_groups(params, patches)
     # Every process has the whole batch: an image is mixed with any other, whoever computes it.
     sharing = Sharing(params.accumulate, fabric.global_rank, fabric.world_size, _total(fabric))
     batches = Batches(data.images, labels, params, run.seed, stage, params.stage2_views)
