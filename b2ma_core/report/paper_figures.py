@@ -66,8 +66,12 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
 def gap_bars(results: pd.DataFrame) -> Figure:
     """mIoU of every row of several studies, a panel each: mean and standard deviation of seeds, share of the gap."""
     studies = list(results.groupby("study", sort=False))
-    figure, axes = plt.subplots(1, len(studies), squeeze=False, figsize=(PAGE, 2.5), layout="constrained")
-    for axis, (study, part) in zip(axes[0], studies, strict=True):
+    columns = min(len(studies), 3)
+    rows = -(-len(studies) // columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(PAGE, 2.5 * rows), layout="constrained")
+    for axis in axes.flat[len(studies) :]:
+        axis.remove()
+    for axis, (study, part) in zip(axes.flat, studies, strict=False):
         values, gaps = 100 * miou(part), 100 * gaps_closed(miou(part)).mean(axis=1, skipna=False)
         means, spread = values.mean(axis=1), values.std(axis=1).fillna(0)
         color = [{"source-only": "0.6", "oracle": PALETTE[2]}.get(name, PALETTE[0]) for name in values.index]
@@ -78,7 +82,8 @@ def gap_bars(results: pd.DataFrame) -> Figure:
         axis.set_title(f"{study}\n{values.shape[1]} seed{'s' * (values.shape[1] > 1)}")
         plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
         axis.margins(y=0.18)
-    axes[0, 0].set(ylabel="mIoU (%), share of the gap")
+    for axis in axes[:, 0]:
+        axis.set(ylabel="mIoU (%), share of the gap")
     return figure
 
 
