@@ -63,15 +63,21 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
     return figure
 
 
+def panels(count: int, most: int, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure with ``count`` panels, at most ``most`` a row of ``height`` inches, and their axes, row by row."""
+    columns = min(count, most)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(PAGE, height * rows), layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, axes.flat[:count]
+
+
 def gap_bars(results: pd.DataFrame) -> Figure:
     """mIoU of every row of several studies, a panel each: mean and standard deviation of seeds, share of the gap."""
     studies = list(results.groupby("study", sort=False))
-    columns = min(len(studies), 3)
-    rows = -(-len(studies) // columns)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(PAGE, 2.5 * rows), layout="constrained")
-    for axis in axes.flat[len(studies) :]:
-        axis.remove()
-    for axis, (study, part) in zip(axes.flat, studies, strict=False):
+    figure, axes = panels(len(studies), 3, 2.5)
+    for axis, (study, part) in zip(axes, studies, strict=True):
         values, gaps = 100 * miou(part), 100 * gaps_closed(miou(part)).mean(axis=1, skipna=False)
         means, spread = values.mean(axis=1), values.std(axis=1).fillna(0)
         color = [{"source-only": "0.6", "oracle": PALETTE[2]}.get(name, PALETTE[0]) for name in values.index]
@@ -82,7 +88,7 @@ def gap_bars(results: pd.DataFrame) -> Figure:
         axis.set_title(f"{study}\n{values.shape[1]} seed{'s' * (values.shape[1] > 1)}")
         plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
         axis.margins(y=0.18)
-    for axis in axes[:, 0]:
+    for axis in axes[::3]:
         axis.set(ylabel="mIoU (%), share of the gap")
     return figure
 
@@ -117,13 +123,9 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
 
 def curve_panels(points: pd.DataFrame) -> Figure:
     """mIoU against what was varied, as :func:`ablation.curves` has it: one dot a seed, a line through the means."""
-    panels = list(points.groupby("varied", sort=False))
-    columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, squeeze=False, figsize=(PAGE, 2.0 * rows), layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    for axis, (name, part) in zip(axes.flat, panels, strict=False):
+    varied = list(points.groupby("varied", sort=False))
+    figure, axes = panels(len(varied), 4, 2.0)
+    for axis, (name, part) in zip(axes, varied, strict=True):
         dots_and_means(part.assign(miou=100 * part["miou"]), axis, x="to", y="miou")
         axis.set(xlabel=name, ylabel="mIoU (%)")
     return figure
