@@ -37,6 +37,7 @@ GONE = {  # parameters of earlier revisions: what has become of them
     "mix_images": "it is stage2_mix now: auto, none, spatial, cutmix, classmix",
     "mix_jitter": "it is gone: stage 2 changes colours as published, by 0.25",
     "mix_jitter_probability": "it is gone: stage 2 changes colours as published, with probability 0.8",
+    "plain_agreement": "it is pseudo_labels now: auto, plain, votes",
     "prior_correction": "it is share_alignment now, the alignment of the teacher's class distribution",
     "rare_k": "it is gone: rare_by 'pixels' takes five classes of each ranking, as published",
     "share_exponent": "it is gone: class_shares.ClassShares has it, 0.8",
@@ -98,9 +99,9 @@ class Params(BaseModel):
     # Test-time augmentation (queries.py): the box answers views of an image, and a majority vote joins its answers.
     box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that are answered; a flat folder: 1
     vote_exponent: NotNegative = 4.0  # an answer's weight: (its agreement with the plain majority vote) ** this
-    # The pseudo labels are the plain answers, to the images as they are, where these agree with the vote on this share
-    # of a part's pixels, else the vote; 0: always the plain answers, above 1: always the vote.
-    plain_agreement: NotNegative = 0.85
+    # What is learnt from: the plain answers, to the images as they are, or the votes. auto: the votes where another
+    # exposure moves a part's answers more than another size does, see queries.steadiness; plain without all six views.
+    pseudo_labels: Literal["auto", "plain", "votes"] = "auto"
     box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
     source_network: str = "deeplab_small"
     source_start: str = "scratch"  # scratch | imagenet | a weights file

@@ -80,6 +80,9 @@ VIEWS = (  # name, change of the pixels, enlargement
 )
 
 
+EXPOSED, LARGER, SMALLER = 1, 4, 5  # of VIEWS: the same but for their size
+
+
 def view_name(view: int) -> str:
     """What a view's folder is called: ``0_as_it_is``, ``1_quiet_exposed`` .."""
     return f"{view}_" + VIEWS[view][0].replace(", ", "_").replace(" ", "_")
@@ -147,6 +150,28 @@ def agreement(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: ``(N, H, W)`` uint8 train ids, for example the majority vote.
     """
     return (answers == labels).mean((2, 3), keepdims=True)
+
+
+def steadiness(answers: np.ndarray) -> np.ndarray:
+    """How steady a box's answers to an image are when its exposure is changed, and when its size is.
+
+    Any box says something else here and there when an image is shown a quarter larger or smaller: that is what its
+    answers move by, anyway. Where another exposure moves them more, the images as they are do not suit the box.
+
+    Args:
+        answers: ``(6, N, H, W)`` uint8 train ids, to all ``VIEWS``.
+
+    Returns:
+        ``(N, 2)`` float, 0 .. 1, shares of pixels: on which the answer to the image as it is says what the answer to
+        the exposed one says; on which the latter says what it says when larger, or smaller, the mean of both.
+
+    Raises:
+        ValueError: if the answers are not to all views.
+    """
+    if len(answers) != len(VIEWS):
+        raise ValueError(f"answers: to {len(answers)} views, and all {len(VIEWS)} are compared")
+    as_it_is, *resized = agreement(answers[[0, LARGER, SMALLER]], answers[EXPOSED])[:, :, 0, 0]
+    return np.stack([as_it_is, np.mean(resized, axis=0)], axis=1)
 
 
 def weighted_majority_vote(answers: np.ndarray, num_classes: int, exponent: float) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,16 @@ from b2ma_core.files import PROJECT, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, ParamsError, load_params, unlike
 from b2ma_core.report import paper_figures, results
-from b2ma_core.report.ablation import ablation_cells, ablation_rows, arms_of, curves, in_words, main, read_ablation
+from b2ma_core.report.ablation import (
+    ablation_cells,
+    ablation_rows,
+    arms_of,
+    curve_cells,
+    curves,
+    in_words,
+    main,
+    read_ablation,
+)
 from b2ma_core.study.arms import branch, first_stage, switched
 from b2ma_core.study.provenance import training
 from b2ma_core.study.records import STAGES, Run
@@ -40,7 +49,7 @@ def test_the_table_and_the_curves_speak_of_arms_that_there_are():
     cells = [
         *plan["table"].values(),
         *plan["without"].values(),
-        *(c for points in plan["curves"].values() for c in points.values()),
+        *curve_cells(plan),
     ]
     assert set(arms_of(cells)) | {"source_jitter", "published"} == set(plan["arms"]) and set(plan["quick"]) <= set(
         plan["arms"]
@@ -128,18 +137,25 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     assert [row["name"] for row in rows] == ["first", "second (and 1 not run)"] and rows[0]["difference"] is None
     mean, half = rows[1]["difference"]
     assert mean == pytest.approx(0.02) and half == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
-    plan = {"curves": {"queries": {1: ["plain", "round 1"], 6: [None, "stage 1"], 8.5: [None, "round 1"]},
-                       "grid": {2: ["plain", "round 1"], 4: [None, "round 1"]}}}  # fmt: skip
+    for seed, value in enumerate([0.40, 0.50, 0.60]):
+        for arm, less in {"images_25": 0.2, "steps_300": 0.02, "mix1": 0}.items():
+            finished(f"minicity+{arm}", seed, tmp_path, {"stage 1": scored(value - less)})
+    plan = {"curves": {"steps": ["stage1_steps", "stage 1", {"no mix": ["steps_300", None], "mix": ["mix1"]}],
+                       "images": ["learn_images", "stage 1", {"no mix": ["images_25", "images_50", None]}]}}  # fmt: skip
     points = curves("minicity", plan, [0, 1, 2], tmp_path)
-    assert set(points["varied"]) == {"queries"}  # one value of the grid is no curve
-    assert points["to"].tolist() == ["6"] * 3 + ["8.5"] * 3 and points["seed"].tolist() == [0, 1, 2] * 2
-    assert points["miou"].tolist() == pytest.approx([0.40, 0.50, 0.60, 0.42, 0.51, 0.63])
-    for path in (tmp_path / "minicity" / "2").rglob("06_evaluation.json"):  # curves are of the seeds that there are
-        path.unlink()
-    assert curves("minicity", plan, [0, 1, 2], tmp_path)["seed"].tolist() == [0, 1] * 2
-    (panel,) = paper_figures.curve_panels(points).axes
-    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["6", "8.5"]
-    assert panel.lines[-1].get_ydata() == pytest.approx([50, 52])  # the means, in percent
+    assert set(points["line"]) == {"no mix"}  # one value of the mix is no curve
+    steps = points[points["varied"] == "steps"]
+    assert steps["to"].tolist() == ["300"] * 3 + ["1200"] * 3 and steps["seed"].tolist() == [0, 1, 2] * 2
+    assert steps["miou"].tolist() == pytest.approx([0.38, 0.48, 0.58, 0.40, 0.50, 0.60])
+    assert points[points["varied"] == "images"]["to"].tolist() == ["25"] * 3 + ["all"] * 3
+    for path in (tmp_path / "minicity+images_25" / "2").rglob("06_evaluation.json"):
+        path.unlink()  # a line is of the seeds that all its values have
+    fewer = curves("minicity", plan, [0, 1, 2], tmp_path)
+    assert fewer[fewer["varied"] == "images"]["seed"].tolist() == [0, 1] * 2
+    left, right = paper_figures.curve_panels(points).axes
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["300", "1200"]
+    assert left.lines[0].get_ydata() == pytest.approx([48, 50])  # the means, in percent
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["25", "all"]
 
 
 def test_seeds_that_were_run_without_the_oracle_stand_in_no_table_of_the_study(tmp_path):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,27 +10,31 @@ from PIL import Image
 from b2ma_core import minicity
 from b2ma_core.black_box import LabelFolder, LocalModel
 from b2ma_core.data import conversion, datasets
-from b2ma_core.files import write_png
+from b2ma_core.files import write_json, write_png
 from b2ma_core.labels import CAMVID, CITYSCAPES, label_map
 from b2ma_core.models import build_model
 from b2ma_core.params import check_params
 from b2ma_core.queries import (
+    LARGER,
     PHOTO_MEAN,
+    SMALLER,
     VIEWS,
     agreement,
     expose,
     majority_vote,
     noise_level,
     quieten,
+    steadiness,
     view_name,
     views,
     weighted_majority_vote,
 )
 from b2ma_core.study.deliveries import deliveries
 from b2ma_core.study.pseudo_labels import (
-    agreement_with_votes,
     ask_for_labels,
     in_frame,
+    learns_from_votes,
+    part_steadiness,
     read_confidences,
     read_labels,
     read_pseudo_labels,
@@ -150,24 +155,68 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
     data, run, box = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
     plain = ask_for_labels(run, box, data)
     assert box.calls == len(VIEWS) and (plain == 1).all() and (read_labels(run, data) == 1).all()
-    assert (read_pseudo_labels(run, data) == 0).all()
-    assert agreement_with_votes(run, data) == 0  # of two parts, one that agrees nowhere and one that agrees on half
-    for share, label in ((0.0, 1), (0.01, 0), (2.0, 0)):
-        told = Run(params.model_copy(update={"plain_agreement": share}), 0, tmp_path)
-        assert (read_pseudo_labels(told, data) == label).all()
-    half = np.zeros(data.images.shape[1:3], np.uint8)
-    half[: len(half) // 2] = 1
-    for name in data.names:
-        write_png(run.path("labels", "target_val_votes", f"{name}.png"), half)
-    assert agreement_with_votes(run, data) == 0.5
-    for share, labels in ((0.5, read_labels(run, data)), (0.51, read_labels(run, data, votes=True))):
-        told = Run(params.model_copy(update={"plain_agreement": share}), 0, tmp_path)
-        assert np.array_equal(read_pseudo_labels(told, data), labels)
+    assert part_steadiness(run, data) == (0, 1)  # another exposure is answered otherwise, another size is not
+    for told, label in (("auto", 0), ("plain", 1), ("votes", 0)):
+        kept = Run(params.model_copy(update={"pseudo_labels": told}), 0, tmp_path)
+        assert (read_pseudo_labels(kept, data) == label).all()
     agreeing = len(VIEWS) - 1  # with weight 1; the first view's answer agrees with no other
     np.testing.assert_allclose(read_confidences(run, data) / 255, agreeing / (agreeing + 1e-3**4), atol=1 / 255)
     once = Run(params.model_copy(update={"box_queries": 1}), 1, tmp_path)
     ask_for_labels(once, Moody(), data)
     assert (read_pseudo_labels(once, data) == 1).all() and read_confidences(once, data) is None
+
+
+class Steady:
+    """Answers by an image's brightness; moved by another size as well, on the first ``rows`` of rows."""
+
+    def __init__(self, rows: int, by_exposure: int):
+        self.rows, self.by_exposure, self.calls = rows, by_exposure, 0
+
+    def predict(self, images, names=None):
+        labels = np.zeros(images.shape[:3], np.uint8)
+        view = self.calls % len(VIEWS)
+        self.calls += 1
+        if view == 0:
+            labels[:, : self.by_exposure] = 1
+        elif view in (LARGER, SMALLER):
+            labels[:, : round(self.rows * VIEWS[view][2])] = 2
+        return labels
+
+
+@pytest.mark.parametrize(("by_exposure", "by_size", "votes"), [(8, 16, False), (16, 8, True), (16, 16, False)])
+def test_votes_are_learnt_from_where_exposure_moves_the_answers_more_than_size(
+    smoke_params, tmp_path, by_exposure, by_size, votes
+):
+    params = smoke_params.model_copy(
+        update={"target_val_images": 8, "box_queries": len(VIEWS), "pseudo_labels": "auto"}
+    )
+    conversion.prepare(params, 1, tmp_path / "data")
+    data, run = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path)
+    ask_for_labels(run, Steady(by_size, by_exposure), data)
+    assert part_steadiness(run, data) == pytest.approx((1 - by_exposure / 64, 1 - by_size / 64))
+    assert learns_from_votes(run, data) == votes
+    assert np.array_equal(read_pseudo_labels(run, data), read_labels(run, data, votes=votes))
+    told = run.path("labels", "target_val_steadiness.json")
+    half = replace(data, name="half", labels=data.labels[:, ::2, ::2])
+    ask_for_labels(run, None, half, asked=[data])  # taken over, with what is known of it
+    assert part_steadiness(run, half) == part_steadiness(run, data)
+    whole = json.loads(told.read_text())
+    write_json(told, {name: values for name, values in whole.items() if name != data.names[3]})
+    with pytest.raises(ValueError, match=f"says nothing of {data.names[3]}.*pseudo_labels"):
+        read_pseudo_labels(run, data)
+    fewer = Run(params.model_copy(update={"box_queries": 3}), 0, tmp_path)
+    ask_for_labels(fewer, Steady(by_size, by_exposure), data)
+    assert part_steadiness(fewer, data) is None and not learns_from_votes(fewer, data)  # nothing to judge by
+
+
+def test_steadiness_is_the_agreement_of_two_answers_pixel_by_pixel():
+    answers = np.random.default_rng(0).integers(0, 3, (6, 2, 5, 7)).astype(np.uint8)
+    for image, told in enumerate(steadiness(answers)):
+        same = [sum(answers[a, image].flat[i] == answers[b, image].flat[i] for i in range(35)) / 35
+                for a, b in ((0, 1), (1, 4), (1, 5))]  # fmt: skip
+        assert told == pytest.approx((same[0], (same[1] + same[2]) / 2))
+    with pytest.raises(ValueError, match="to 5 views, and all 6"):
+        steadiness(answers[:5])
 
 
 def test_labels_are_memory_mapped_and_read_anew_when_a_file_changes(smoke_params, tmp_path):

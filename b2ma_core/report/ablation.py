@@ -26,6 +26,11 @@ def arms_of(cells: Iterable[Sequence]) -> list[str]:
     return list(dict.fromkeys(arm for arm, _ in cells if arm))
 
 
+def curve_cells(plan: dict) -> list[list]:
+    """The cells ``[arm, row]`` of the plan's curves."""
+    return [[arm, row] for _, row, lines in plan["curves"].values() for arms in lines.values() for arm in arms]
+
+
 def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[int, float]:
     """mIoU (0 .. 1) of ``[arm, row]`` for each of the seeds that have been run.
 
@@ -103,15 +108,23 @@ def in_words(rows: list[dict]) -> str:
 
 
 def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
-    """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``varied``, ``to``, ``seed``
-    and ``miou``, a line a value and seed, of the seeds that all its run values have."""
-    lines = []
-    for name, points in plan["curves"].items():
-        found = {str(value): cell_scores(study, cell, seeds, runs) for value, cell in points.items()}
-        run = {value: of_seed for value, of_seed in found.items() if of_seed}
-        shared = set.intersection(*map(set, run.values())) if len(run) > 1 else set()
-        lines += [(name, value, seed, of_seed[seed]) for value, of_seed in run.items() for seed in sorted(shared)]
-    return pd.DataFrame(lines, columns=["varied", "to", "seed", "miou"])
+    """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``study``, ``varied``,
+    ``line``, ``to`` (the varied parameter's value, "all" for None), ``seed`` and ``miou``; a row a value and seed, of
+    the seeds that all run values of its line have."""
+    rows = []
+    for name, (parameter, row, lines) in plan["curves"].items():
+        for line, arms in lines.items():
+            found = [(_value(study, arm, parameter), cell_scores(study, [arm, row], seeds, runs)) for arm in arms]
+            found = [(value, of_seed) for value, of_seed in found if of_seed]
+            shared = set.intersection(*(set(of_seed) for _, of_seed in found)) if len(found) > 1 else set()
+            rows += [(study, name, line, value, seed, of_seed[seed]) for value, of_seed in found
+                     for seed in sorted(shared)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["study", "varied", "line", "to", "seed", "miou"])
+
+
+def _value(study: str, arm: str | None, parameter: str) -> str:
+    value = getattr(load_params(study_file(f"{study}+{arm}" if arm else study)), parameter)
+    return "all" if value is None else str(value)
 
 
 def main(what: str, study: str, seeds: str, *names: str) -> None:
@@ -128,8 +141,7 @@ def main(what: str, study: str, seeds: str, *names: str) -> None:
         return
     if names[:1] == ("quick",):
         names = (*plan["quick"], *names[1:])
-    points = [cell for curve in plan["curves"].values() for cell in curve.values()]
-    arms = names or arms_of([*plan["table"].values(), *plan["without"].values(), *points])
+    arms = names or arms_of([*plan["table"].values(), *plan["without"].values(), *curve_cells(plan)])
     check_study(study, " ".join(arms))
     print(f"study={study} seeds={','.join(map(str, numbers))} arms={','.join(arms)}")
 

@@ -122,12 +122,16 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
 
 
 def curve_panels(points: pd.DataFrame) -> Figure:
-    """mIoU against what was varied, as :func:`ablation.curves` has it: one dot a seed, a line through the means."""
-    varied = list(points.groupby("varied", sort=False))
-    figure, axes = panels(len(varied), 4, 2.0)
-    for axis, (name, part) in zip(axes, varied, strict=True):
-        dots_and_means(part.assign(miou=100 * part["miou"]), axis, x="to", y="miou")
-        axis.set(xlabel=name, ylabel="mIoU (%)")
+    """mIoU against what was varied, as :func:`ablation.curves` has it: a panel a study and parameter, a line through
+    the means of its seeds."""
+    varied = list(points.groupby(["study", "varied"], sort=False))
+    figure, axes = panels(len(varied), 3, 2.2)
+    for axis, ((study, name), part) in zip(axes, varied, strict=True):
+        lines = part["line"].nunique()
+        sns.pointplot(part.assign(miou=100 * part["miou"]), x="to", y="miou", hue="line", errorbar=None, markersize=4,
+                      linewidth=1.5, palette=PALETTE[:lines], markers=list("Dosv")[:lines], ax=axis)  # fmt: skip
+        axis.set(title=study, xlabel=name, ylabel="mIoU (%)")
+        axis.legend(fontsize=6) if lines > 1 else axis.legend_.remove()
     return figure
 
 

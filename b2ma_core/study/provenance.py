@@ -137,6 +137,7 @@ def content(run, name: str, parts: tuple[str, ...] = PARTS) -> str | None:
     if name == "labels":
         folders = [run.path("labels", part + suffix) for part in parts for suffix in ("", "_votes", "_confidence")]
         files = [file for folder in folders for file in sorted(folder.glob("*.png"))]
+        files += [f for f in (run.path("labels", f"{part}_steadiness.json") for part in parts) if f.is_file()]
         return digest([[f.parent.name, f.name, file_digest(f)] for f in files]) if files else None
     if name == "patches":
         return file_digest(run.path("patches", "index.json"))

@@ -20,7 +20,7 @@ from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
 from b2ma_core.data.datasets import Data, LabelMaps, together
 from b2ma_core.files import read_label_map, start_npy, whole_file, write_bytes, write_json, write_png
 from b2ma_core.params import Params
-from b2ma_core.queries import view_size, views, weighted_majority_vote
+from b2ma_core.queries import VIEWS, steadiness, view_size, views, weighted_majority_vote
 from b2ma_core.study.provenance import answered
 from b2ma_core.study.records import Run
 
@@ -61,13 +61,16 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
         ValueError: if the box's answer is no map of train ids, see :func:`black_box.ask`, or all answers are void.
     """
     space, count = run.params.space, queries(run.params, box)
-    _forget_stale(run, data)
+    steady = _forget_stale(run, data)
     for other in asked if not isinstance(box, LabelFolder) else ():  # looking up costs nothing
-        _take_over(run, data, other)
+        _take_over(run, data, other, steady)
     todo = [i for i, name in enumerate(data.names) if not run.path("labels", data.name, f"{name}.png").is_file()]
     for indices in tqdm(list(data.batches(batch, todo)), desc=f"ask for {data.name}", unit="batch", mininterval=5):
         names, answers = [data.names[i] for i in indices], ask_views(run, box, data, indices)
         kept = {"_color": [space.colorize(labels) for labels in answers[0]]}
+        if count == len(VIEWS):
+            steady |= dict(zip(names, steadiness(answers).tolist(), strict=True))
+            write_json(_steadiness_file(run, data), steady)
         if count > 1:
             kept["_votes"], shares = weighted_majority_vote(answers, space.num_classes, run.params.vote_exponent)
             kept["_confidence"] = (shares * 255).round().astype(np.uint8)
@@ -106,13 +109,24 @@ def ask_views(run: Run, box: BlackBox, data: Data, indices: Sequence[int]) -> np
     return answers if table is None else table[answers]
 
 
-def _forget_stale(run: Run, data: Data) -> None:
+def _steadiness_file(run: Run, data: Data) -> Path:
+    return run.path("labels", f"{data.name}_steadiness.json")
+
+
+def _read_steadiness(run: Run, data: Data) -> dict[str, list[float]]:
+    """Name -> :func:`queries.steadiness` of a part's images whose six views were answered."""
+    file = _steadiness_file(run, data)
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _forget_stale(run: Run, data: Data) -> dict[str, list[float]]:
     """Remove the answers of a part that were made from something else than is there now, and those of images that are
-    gone. ``labels/<part>.json`` says what each is made from; it is written before the first answer."""
+    gone; the steadiness of the others. ``labels/<part>.json`` says what each is made from; it is written before the
+    first answer."""
     index, now = run.path("labels", f"{data.name}.json"), answered(run, data.name, data.names)
-    then = json.loads(index.read_text()) if index.is_file() else {}
+    then, steady = json.loads(index.read_text()) if index.is_file() else {}, _read_steadiness(run, data)
     if then == now:
-        return
+        return steady
     for suffix in _SUFFIXES:
         folder = run.path("labels", data.name + suffix)
         for path in folder.glob("*.png"):
@@ -120,12 +134,17 @@ def _forget_stale(run: Run, data: Data) -> None:
                 path.unlink()
         if folder.is_dir() and not any(folder.iterdir()):  # its being there says that there are votes, or confidences
             folder.rmdir()
+    steady = {name: values for name, values in steady.items() if then.get(name) == now.get(name, "")}
+    _steadiness_file(run, data).unlink(missing_ok=True)
+    if steady:
+        write_json(_steadiness_file(run, data), steady)
     write_json(index, now)
+    return steady
 
 
-def _take_over(run: Run, data: Data, other: Data) -> None:
+def _take_over(run: Run, data: Data, other: Data, steady: dict[str, list[float]]) -> None:
     """Take over the answers to images of the same name and pixels that another part has at least as large."""
-    there = {name: i for i, name in enumerate(other.names)}
+    there, theirs = {name: i for i, name in enumerate(other.names)}, _read_steadiness(run, other)
     for i, name in enumerate(data.names):
         height, width = answer_size(data, i)
         if name not in there or height > answer_size(other, there[name])[0]:
@@ -137,6 +156,10 @@ def _take_over(run: Run, data: Data, other: Data) -> None:
             mine = run.path("labels", data.name + suffix, f"{name}.png")
             if answer.is_file() and not mine.is_file():
                 write_png(mine, np.asarray(Image.open(answer).resize((width, height), Image.Resampling.NEAREST)))
+        if name in theirs:
+            steady[name] = theirs[name]
+    if theirs:
+        write_json(_steadiness_file(run, data), steady)
 
 
 def answer_size(data: Data, i: int) -> tuple[int, int]:
@@ -190,24 +213,34 @@ def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | Label
     return _read(run, data, f"{data.name}_votes" if votes else data.name, check)
 
 
-def agreement_with_votes(run: Run, data: Data) -> float | None:
-    """The share of a part's pixels on which the plain answers say what the votes say, 0 .. 1; None after one query.
+def part_steadiness(run: Run, data: Data) -> tuple[float, float] | None:
+    """How steady the box's answers to a part are by exposure and by size, 0 .. 1: means of
+    :func:`queries.steadiness` over its images; None where fewer than all views were answered."""
+    told = _read_steadiness(run, data)
+    missing = next((name for name in data.names if name not in told), None)
+    if told and missing:
+        raise ValueError(f"{_steadiness_file(run, data)} says nothing of {missing}: run 02_pseudo_labels again, or set "
+                         "pseudo_labels to plain or votes")  # fmt: skip
+    return tuple(np.mean([told[name] for name in data.names], axis=0).tolist()) if told else None
 
-    A box that suits its images answers a changed view much as the image itself; votes then only blur its answers. A box
-    that is lost on them says something else to each view that suits it better. The labels alone tell which.
+
+def learns_from_votes(run: Run, data: Data) -> bool:
+    """Whether the votes are a part's pseudo labels, or the plain answers, by ``pseudo_labels`` of the parameters.
+
+    A box that suits its images answers another exposure much as the images themselves; votes then only blur its
+    answers. A box that is lost on them says something else to each view that suits it better. What is much, its answers
+    to other sizes say; no truth is needed.
     """
-    if not voted(run, data):
-        return None
-    pairs = zip(read_labels(run, data), read_labels(run, data, votes=True), strict=True)
-    same, pixels = np.sum([((plain == votes).sum(), plain.size) for plain, votes in pairs], axis=0)
-    return float(same / pixels)
+    told = run.params.pseudo_labels
+    if told == "auto":
+        steady = part_steadiness(run, data)
+        return steady is not None and steady[0] < steady[1]
+    return told == "votes" and voted(run, data)
 
 
 def read_pseudo_labels(run: Run, data: Data) -> np.ndarray:
-    """``(N, H, W)`` uint8: what the student learns from. After several queries the plain answers where they agree with
-    the votes on the share ``plain_agreement`` of the part, else the votes."""
-    agreement = agreement_with_votes(run, data)
-    return read_labels(run, data, votes=agreement is not None and agreement < run.params.plain_agreement)
+    """``(N, H, W)`` uint8: what the student learns from, the plain answers or the votes."""
+    return read_labels(run, data, votes=learns_from_votes(run, data))
 
 
 def read_confidences(run: Run, data: Data) -> np.ndarray | None:
