@@ -1,7 +1,7 @@
 # make study    sets up .venv and runs a study            make test    sets up .venv and passes the tests
 # make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
 # make ablation the parts of the method one by one        (RUNS=figures/records: from the committed ones)
-#               (QUICK=1: the arms of stage 2)            make records keeps the records of runs/ there
+#               (QUICK=1: mixes and hard patches)         make records keeps the records of runs/ there
 # make clean    removes runs, arms and data of STUDY      make notebooks keeps a run's executed notebooks there
 # make site     a run's executed notebooks as pages       Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
 #                                                         LAB="--no-browser --port 8889" for a machine far away
@@ -65,7 +65,7 @@ notebooks: .venv/ready
 	@$(CHECK) notebooks
 	@$(PY) -m b2ma_core.report.executed $(STUDY) $(firstword $(LIST)) figures/notebooks
 
-# ARMS="plain mix": some arms alone. All of them take hours; QUICK=1 takes the rows of stage 2. Seeds as in
+# ARMS="plain mix": some arms alone. All of them take hours; QUICK=1 takes those of mixes and hard patches. Seeds as in
 # params/ablation.yaml unless SEEDS is given.
 ABLATION := $(PY) -m b2ma_core.report.ablation
 PLAN := $(STUDY) $(if $(filter file,$(origin SEEDS)),-,"$(SEEDS)")

@@ -127,7 +127,7 @@ class LabelSpace:
 
     def _hint(self, strange: list[int]) -> str:
         if self.num_classes <= min(strange) and max(strange) <= max(self.label_ids):
-            return "; these look like label ids: convert them to train ids first (LabelSpace.encode)"
+            return "; these look like label ids of a data set, and train ids belong here (LabelSpace.encode makes them)"
         return ""
 
 

@@ -99,8 +99,8 @@ class Params(BaseModel):
     # Test-time augmentation (queries.py): the box answers views of an image, and a majority vote joins its answers.
     box_queries: Annotated[int, Field(ge=1, le=VIEWS)] = VIEWS  # views of an image that are answered; a flat folder: 1
     vote_exponent: NotNegative = 4.0  # an answer's weight: (its agreement with the plain majority vote) ** this
-    # What is learnt from: the plain answers, to the images as they are, or the votes. auto: the votes where another
-    # exposure moves a part's answers more than another size does, see queries.steadiness; plain without all six views.
+    # What is learnt from: the plain answers, to the images as they are, or the votes. auto: the votes if answers change
+    # more when images are exposed anew than when they are resized (queries.steadiness); plain without all six views.
     pseudo_labels: Literal["auto", "plain", "votes"] = "auto"
     box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
     source_network: str = "deeplab_small"
@@ -230,6 +230,8 @@ class Params(BaseModel):
             raise ValueError("box_confidence: the owner's confidence belongs to the model's one answer to the image as "
                              "it is: set box to 'model' and box_queries to 1, or leave it out; of several answers the "
                              "vote agreement is the confidence")  # fmt: skip
+        if self.pseudo_labels == "votes" and self.box_queries == 1:
+            raise ValueError("pseudo_labels: 'votes' needs answers to several views: box_queries of 2 or more")
         if self.box_token_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.box_token_variable):
             raise ValueError("box_token_variable: must be the NAME of an environment variable (capitals, digits, _), "
                              "such as BOX_TOKEN; the token itself belongs into that variable alone")  # fmt: skip

@@ -153,10 +153,10 @@ def agreement(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def steadiness(answers: np.ndarray) -> np.ndarray:
-    """How steady a box's answers to an image are when its exposure is changed, and when its size is.
+    """How steady a box's answers to an image are when it is exposed anew (and its noise smoothed), and when resized.
 
-    Any box says something else here and there when an image is shown a quarter larger or smaller: that is what its
-    answers move by, anyway. Where another exposure moves them more, the images as they are do not suit the box.
+    Any box says something else here and there when an image is shown a quarter larger or smaller: so much do answers
+    vary anyway. Where a new exposure changes them more, the images as they are do not suit the box.
 
     Args:
         answers: ``(6, N, H, W)`` uint8 train ids, to all ``VIEWS``.

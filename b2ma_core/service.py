@@ -114,7 +114,8 @@ class LabelService:
                     wish = f", it asks for a pause of {error.pause:.0f} s" if error.pause else ""
                     raise ConnectionError(
                         f"{who}: {error}{wish} (tried {number} times). The answers so far are kept: when the service "
-                        "works again, start the same command and it goes on from here"
+                        "works again, start the same command and it goes on from here. One that computes an image at "
+                        "a time and is slow needs a longer box_timeout, or box_requests: 1"
                     ) from None
                 logging.getLogger(__name__).warning("%s: %s; it is tried again", who, error)
                 stop.wait(max(pause, error.pause))

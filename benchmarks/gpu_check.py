@@ -96,7 +96,8 @@ from b2ma_core.models import build_model  # noqa: E402
 from b2ma_core.params import Params, check_params, read_yaml  # noqa: E402
 from b2ma_core.report.evaluation import evaluate_run  # noqa: E402
 from b2ma_core.study import mining, stages  # noqa: E402
-from b2ma_core.study.pseudo_labels import ask_for_labels, read_confidences, read_pseudo_labels  # noqa: E402
+from b2ma_core.study.asking import ask_for_labels  # noqa: E402
+from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels  # noqa: E402
 from b2ma_core.study.records import Run  # noqa: E402
 from b2ma_core.study.training import generator_for, make_fabric  # noqa: E402
 

@@ -14,7 +14,7 @@ from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import load_params, study_file
 from b2ma_core.processes import run_command
 from b2ma_core.queries import VIEWS, weighted_majority_vote
-from b2ma_core.study.pseudo_labels import ask_views, in_frame
+from b2ma_core.study.asking import ask_views, in_frame, queries
 from b2ma_core.study.records import Run
 from b2ma_core.study.stages import open_box
 
@@ -22,7 +22,7 @@ from b2ma_core.study.stages import open_box
 def main(study: str, seed: int) -> None:
     run = Run(load_params(study_file(study)), seed)
     space, data, box = run.params.space, load(run.params, "target_val"), open_box(run)
-    count = min(run.params.box_queries, len(VIEWS))
+    count = queries(run.params, box)
     scores = [ConfusionMatrix(space.num_classes, space.ignore_index) for _ in range(count)]
     same = np.zeros(count)
     for i in tqdm(range(len(data)), unit="image", mininterval=5):

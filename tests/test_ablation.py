@@ -140,22 +140,24 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     for seed, value in enumerate([0.40, 0.50, 0.60]):
         for arm, less in {"images_25": 0.2, "steps_300": 0.02, "mix1": 0}.items():
             finished(f"minicity+{arm}", seed, tmp_path, {"stage 1": scored(value - less)})
-    plan = {"curves": {"steps": ["stage1_steps", "stage 1", {"no mix": ["steps_300", None], "mix": ["mix1"]}],
-                       "images": ["learn_images", "stage 1", {"no mix": ["images_25", "images_50", None]}]}}  # fmt: skip
+    finished("minicity+mix1_images_50", 0, tmp_path, {"stage 1": scored(0.3)})
+    images = {"no mix": [None, "images_50", "images_25"], "SpatialMix": ["mix1", "mix1_images_50"]}
+    plan = {"curves": {
+        "steps": {"parameter": "stage1_steps", "row": "stage 1",
+                  "lines": {"no mix": [None, "steps_300", "steps_100"], "SpatialMix": ["mix1"]}},
+        "images": {"parameter": "learn_images", "row": "stage 1", "lines": images},
+    }}  # fmt: skip
     points = curves("minicity", plan, [0, 1, 2], tmp_path)
-    assert set(points["line"]) == {"no mix"}  # one value of the mix is no curve
-    steps = points[points["varied"] == "steps"]
+    steps, images = (points[points["varied"] == name] for name in ("steps", "images"))
+    assert set(steps["line"]) == {"no mix"}  # one value is no curve
     assert steps["to"].tolist() == ["300"] * 3 + ["1200"] * 3 and steps["seed"].tolist() == [0, 1, 2] * 2
     assert steps["miou"].tolist() == pytest.approx([0.38, 0.48, 0.58, 0.40, 0.50, 0.60])
-    assert points[points["varied"] == "images"]["to"].tolist() == ["25"] * 3 + ["all"] * 3
-    for path in (tmp_path / "minicity+images_25" / "2").rglob("06_evaluation.json"):
-        path.unlink()  # a line is of the seeds that all its values have
-    fewer = curves("minicity", plan, [0, 1, 2], tmp_path)
-    assert fewer[fewer["varied"] == "images"]["seed"].tolist() == [0, 1] * 2
+    assert images["to"].tolist() == ["25"] * 3 + ["all"] * 3 + ["50", "all"]
+    assert images["seed"].tolist() == [0, 1, 2] * 2 + [0, 0]  # a line is of the seeds that all its values have
     left, right = paper_figures.curve_panels(points).axes
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["300", "1200"]
     assert left.lines[0].get_ydata() == pytest.approx([48, 50])  # the means, in percent
-    assert [tick.get_text() for tick in right.get_xticklabels()] == ["25", "all"]
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["25", "50", "all"]
 
 
 def test_seeds_that_were_run_without_the_oracle_stand_in_no_table_of_the_study(tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 from b2ma_core.black_box import LabelFolder, LocalModel, ask
 from b2ma_core.data import datasets
 from b2ma_core.labels import CAMVID, CITYSCAPES
-from b2ma_core.study.pseudo_labels import rank_by_entropy
+from b2ma_core.study.asking import rank_by_entropy
 from b2ma_core.study.records import Run
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
 from b2ma_core.report import evaluation, results
-from b2ma_core.study.pseudo_labels import ask_for_labels
+from b2ma_core.study.asking import ask_for_labels
 from b2ma_core.study.records import Run
 from b2ma_core.study.training import make_fabric, predict
 

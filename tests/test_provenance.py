@@ -17,9 +17,9 @@ from b2ma_core.params import check_params, load_params
 from b2ma_core.report.results import check_alike, cost, read_records, trained_where
 from b2ma_core.study import provenance
 from b2ma_core.study.arms import branch, main
+from b2ma_core.study.asking import ask_for_labels
 from b2ma_core.study.pipeline import PIPELINE, STAGES, first_to_read, notebooks_before
 from b2ma_core.study.provenance import check, look_at_disk, on_disk, training
-from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import Run
 
 

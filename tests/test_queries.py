@@ -29,10 +29,9 @@ from b2ma_core.queries import (
     views,
     weighted_majority_vote,
 )
+from b2ma_core.study.asking import ask_for_labels, forget_all_but, in_frame
 from b2ma_core.study.deliveries import deliveries
 from b2ma_core.study.pseudo_labels import (
-    ask_for_labels,
-    in_frame,
     learns_from_votes,
     part_steadiness,
     read_confidences,
@@ -150,18 +149,18 @@ class Moody:
 
 
 def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_path):
-    params = smoke_params.model_copy(update={"target_val_images": 8, "box_queries": len(VIEWS)})
+    params = smoke_params.model_copy(update={"target_train_images": 8, "box_queries": len(VIEWS)})
     conversion.prepare(params, 1, tmp_path / "data")
-    data, run, box = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
+    data, run, box = datasets.load(params, "target_train", tmp_path / "data"), Run(params, 0, tmp_path), Moody()
     plain = ask_for_labels(run, box, data)
     assert box.calls == len(VIEWS) and (plain == 1).all() and (read_labels(run, data) == 1).all()
-    assert part_steadiness(run, data) == (0, 1)  # another exposure is answered otherwise, another size is not
+    assert part_steadiness(run) == (0, 1)  # another exposure is answered otherwise, another size is not
     for told, label in (("auto", 0), ("plain", 1), ("votes", 0)):
         kept = Run(params.model_copy(update={"pseudo_labels": told}), 0, tmp_path)
         assert (read_pseudo_labels(kept, data) == label).all()
     agreeing = len(VIEWS) - 1  # with weight 1; the first view's answer agrees with no other
     np.testing.assert_allclose(read_confidences(run, data) / 255, agreeing / (agreeing + 1e-3**4), atol=1 / 255)
-    once = Run(params.model_copy(update={"box_queries": 1}), 1, tmp_path)
+    once = Run(params.model_copy(update={"box_queries": 1, "pseudo_labels": "auto"}), 1, tmp_path)
     ask_for_labels(once, Moody(), data)
     assert (read_pseudo_labels(once, data) == 1).all() and read_confidences(once, data) is None
 
@@ -188,25 +187,32 @@ def test_votes_are_learnt_from_where_exposure_moves_the_answers_more_than_size(
     smoke_params, tmp_path, by_exposure, by_size, votes
 ):
     params = smoke_params.model_copy(
-        update={"target_val_images": 8, "box_queries": len(VIEWS), "pseudo_labels": "auto"}
+        update={"target_train_images": 8, "box_queries": len(VIEWS), "pseudo_labels": "auto"}
     )
     conversion.prepare(params, 1, tmp_path / "data")
-    data, run = datasets.load(params, "target_val", tmp_path / "data"), Run(params, 0, tmp_path)
+    data, run = datasets.load(params, "target_train", tmp_path / "data"), Run(params, 0, tmp_path)
     ask_for_labels(run, Steady(by_size, by_exposure), data)
-    assert part_steadiness(run, data) == pytest.approx((1 - by_exposure / 64, 1 - by_size / 64))
-    assert learns_from_votes(run, data) == votes
+    assert part_steadiness(run) == pytest.approx((1 - by_exposure / 64, 1 - by_size / 64))
+    assert learns_from_votes(run) == votes
     assert np.array_equal(read_pseudo_labels(run, data), read_labels(run, data, votes=votes))
-    told = run.path("labels", "target_val_steadiness.json")
+    told = run.path("labels", "target_train_steadiness.json")
     half = replace(data, name="half", labels=data.labels[:, ::2, ::2])
     ask_for_labels(run, None, half, asked=[data])  # taken over, with what is known of it
-    assert part_steadiness(run, half) == part_steadiness(run, data)
+    assert part_steadiness(run, "half") == part_steadiness(run)
+    few = data.of([0, 3])  # what is learnt from is decided by all images, whichever are learnt from
+    assert np.array_equal(read_pseudo_labels(run, few), read_pseudo_labels(run, data)[[0, 3]])
     whole = json.loads(told.read_text())
     write_json(told, {name: values for name, values in whole.items() if name != data.names[3]})
-    with pytest.raises(ValueError, match=f"says nothing of {data.names[3]}.*pseudo_labels"):
-        read_pseudo_labels(run, data)
+    box = Steady(by_size, by_exposure)
+    ask_for_labels(run, box, data)  # as after a kill: what nothing is known of is asked about again
+    assert box.calls == len(VIEWS) and json.loads(told.read_text()) == whole
     fewer = Run(params.model_copy(update={"box_queries": 3}), 0, tmp_path)
     ask_for_labels(fewer, Steady(by_size, by_exposure), data)
-    assert part_steadiness(fewer, data) is None and not learns_from_votes(fewer, data)  # nothing to judge by
+    assert part_steadiness(fewer) is None and not learns_from_votes(fewer)  # nothing to judge by
+    once = Run(params.model_copy(update={"box_queries": 1, "pseudo_labels": "votes"}), 1, tmp_path)
+    ask_for_labels(once, Steady(by_size, by_exposure), data)
+    with pytest.raises(ValueError, match="'votes' needs answers to several views"):
+        learns_from_votes(once)
 
 
 def test_steadiness_is_the_agreement_of_two_answers_pixel_by_pixel():
@@ -344,8 +350,21 @@ def test_what_a_folder_lacks_lies_in_the_outbox_until_it_is_there(vendor, tmp_pa
                        for k in range(5)]  # fmt: skip
             assert np.array_equal(plain[i], answers[0])
             votes, shares = weighted_majority_vote(np.stack(answers)[:, None], 11, vendor.params.vote_exponent)
-            assert np.array_equal(read_pseudo_labels(vendor, part)[i], votes[0])
+            assert np.array_equal(read_labels(vendor, part, votes=True)[i], votes[0])
             assert np.abs(read_confidences(vendor, part)[i] - 255 * shares[0]).max() <= 0.5
+    forget_all_but(vendor, [train])  # as when an answer to val has been taken away again
+    assert {path.name.partition(".")[0] for path in vendor.path("labels").iterdir()} == {
+        f"target_train{kind}" for kind in ("", "_color", "_votes", "_confidence")
+    }
+
+
+def test_a_vendor_hears_of_the_wrong_files_of_all_batches(vendor, tmp_path):
+    val, train = vendor.parts
+    for i, name in enumerate(train.names):
+        Image.fromarray(np.full((64, 128), (3, 40, 7, 50)[i], np.uint8)).save(tmp_path / "box" / f"{name}.png")
+    with pytest.raises(ValueError, match=r"(?s)seq_1.png: holds \[40\].*seq_3.png: holds \[50\]"):
+        ask_for_labels(vendor, vendor.box(), train, batch=2)
+    assert sorted(p.stem for p in vendor.path("labels", "target_train").glob("*")) == []
 
 
 def test_a_flat_folder_is_one_answer_an_image(vendor, tmp_path):

@@ -29,8 +29,8 @@ from b2ma_core.params import check_params
 from b2ma_core.serve import application
 from b2ma_core.service import LabelService
 from b2ma_core.study import stages
+from b2ma_core.study.asking import ask_for_labels
 from b2ma_core.study.preflight import preflight
-from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import STAGES, Run
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 32, 3), dtype=np.uint8)
@@ -493,7 +493,7 @@ def test_a_served_source_model_gives_the_labels_of_the_model_bit_for_bit(smoke_p
         assert not (tmp_path / "client" / "answers").exists()
         np.testing.assert_array_equal(ask_for_labels(run, stages.open_box(run, tmp_path), part), plain)
         same_tree(owners.path("labels"), run.path("labels"), "*.png")
-        assert stages.open_box(run, tmp_path).counts()["answers"] == 3 * len(part)
+        assert stages.open_box(run, tmp_path).counts()["answers"] == smoke_params.box_queries * len(part)
         assert not run.path("source").exists()
     finally:
         owner.stop()

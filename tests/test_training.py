@@ -11,8 +11,8 @@ from b2ma_core.data import conversion, datasets
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
 from b2ma_core.study import stages, training
+from b2ma_core.study.asking import ask_for_labels
 from b2ma_core.study.preflight import preflight
-from b2ma_core.study.pseudo_labels import ask_for_labels
 from b2ma_core.study.records import Run
 
 

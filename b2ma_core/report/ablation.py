@@ -1,6 +1,7 @@
 """The ablation's table and curves. ``params/ablation.yaml`` lists the arms; ``study/arms.py`` makes runs of them."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -28,7 +29,9 @@ def arms_of(cells: Iterable[Sequence]) -> list[str]:
 
 def curve_cells(plan: dict) -> list[list]:
     """The cells ``[arm, row]`` of the plan's curves."""
-    return [[arm, row] for _, row, lines in plan["curves"].values() for arms in lines.values() for arm in arms]
+    return [
+        [arm, curve["row"]] for curve in plan["curves"].values() for arms in curve["lines"].values() for arm in arms
+    ]
 
 
 def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[int, float]:
@@ -109,22 +112,27 @@ def in_words(rows: list[dict]) -> str:
 
 def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
     """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``study``, ``varied``,
-    ``line``, ``to`` (the varied parameter's value, "all" for None), ``seed`` and ``miou``; a row a value and seed, of
-    the seeds that all run values of its line have."""
+    ``line``, ``to`` (the varied parameter's value, "all" for None), ``seed`` and ``miou``; a row a value and seed, in
+    the order of the values, of the seeds that all run values of its line have."""
     rows = []
-    for name, (parameter, row, lines) in plan["curves"].items():
-        for line, arms in lines.items():
-            found = [(_value(study, arm, parameter), cell_scores(study, [arm, row], seeds, runs)) for arm in arms]
-            found = [(value, of_seed) for value, of_seed in found if of_seed]
-            shared = set.intersection(*(set(of_seed) for _, of_seed in found)) if len(found) > 1 else set()
-            rows += [(study, name, line, value, seed, of_seed[seed]) for value, of_seed in found
-                     for seed in sorted(shared)]  # fmt: skip
+    for name, curve in plan["curves"].items():
+        for line, arms in curve["lines"].items():
+            found = {}
+            for arm in sorted(arms, key=lambda arm: arm is not None):  # where an arm switches nothing, the study stands
+                of_seed = cell_scores(study, [arm, curve["row"]], seeds, runs)
+                if of_seed:
+                    found.setdefault(_value(study, arm, curve["parameter"]), of_seed)
+            shared = set.intersection(*map(set, found.values())) if len(found) > 1 else set()
+            values = found if any(isinstance(value, str) for value in found) else sorted(found)
+            rows += [(study, name, line, "all" if value == math.inf else str(value), seed, found[value][seed])
+                     for value in values for seed in sorted(shared)]  # fmt: skip
     return pd.DataFrame(rows, columns=["study", "varied", "line", "to", "seed", "miou"])
 
 
-def _value(study: str, arm: str | None, parameter: str) -> str:
+def _value(study: str, arm: str | None, parameter: str):
+    """An arm's value of a parameter; infinity for None, which stands for all there are."""
     value = getattr(load_params(study_file(f"{study}+{arm}" if arm else study)), parameter)
-    return "all" if value is None else str(value)
+    return math.inf if value is None else value
 
 
 def main(what: str, study: str, seeds: str, *names: str) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -128,8 +127,8 @@ def _at(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _best(run: Run, row: str) -> float | None:
-    history = run.path(trainings(run.params)[row], "history.json") if row not in BOX_ROWS else Path("none")
-    best = json.loads(history.read_text())["best"] if history.is_file() else None
+    history = None if row in BOX_ROWS else run.path(trainings(run.params)[row], "history.json")
+    best = json.loads(history.read_text())["best"] if history and history.is_file() else None
     return best and best[1]
 
 
@@ -154,7 +153,7 @@ def _save_samples(run: Run, val: Data | None) -> None:
     if run.path("labels", part.name).is_dir():
         answers = read_labels(run, part.of(chosen))
         samples["source-only"] = np.stack([_at(labels, size) for labels in answers])
-    for name in {"stage 1": 0, row_names(run)[-1]: 0}:
+    for name in dict.fromkeys(("stage 1", row_names(run)[-1])):
         model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
         seen = samples["target_image"]
         samples[name.replace(" ", "_")] = predict(model, fabric, seen, None, run.params.predict_scale)

@@ -1,5 +1,6 @@
 """Figures over several studies and the ablation, for print; see figures.py for those of one run."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -122,17 +123,29 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
 
 
 def curve_panels(points: pd.DataFrame) -> Figure:
-    """mIoU against what was varied, as :func:`ablation.curves` has it: a panel a study and parameter, a line through
-    the means of its seeds."""
+    """mIoU against what was varied, as :func:`ablation.curves` has it: a panel a study and parameter, the mean of
+    seeds and their standard deviation."""
     varied = list(points.groupby(["study", "varied"], sort=False))
     figure, axes = panels(len(varied), 3, 2.2)
     for axis, ((study, name), part) in zip(axes, varied, strict=True):
         lines = part["line"].nunique()
-        sns.pointplot(part.assign(miou=100 * part["miou"]), x="to", y="miou", hue="line", errorbar=None, markersize=4,
-                      linewidth=1.5, palette=PALETTE[:lines], markers=list("Dosv")[:lines], ax=axis)  # fmt: skip
+        sns.pointplot(part.assign(miou=100 * part["miou"]), x="to", y="miou", hue="line", errorbar="sd", markersize=4,
+                      order=_in_order(part["to"].unique()), linewidth=1.5, palette=PALETTE[:lines],
+                      markers=list("Dosv")[:lines], ax=axis)  # fmt: skip
         axis.set(title=study, xlabel=name, ylabel="mIoU (%)")
-        axis.legend(fontsize=6) if lines > 1 else axis.legend_.remove()
+        if lines > 1:
+            axis.legend(fontsize=6)
+        else:
+            axis.legend_.remove()
     return figure
+
+
+def _in_order(values: Sequence[str]) -> list[str]:
+    """Numbers by their size, "all" last; words as they come."""
+    try:
+        return sorted(values, key=lambda value: math.inf if value == "all" else float(value))
+    except ValueError:
+        return list(values)
 
 
 def noise_by_class(scores: pd.DataFrame) -> Figure:

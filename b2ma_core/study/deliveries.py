@@ -10,7 +10,7 @@ from b2ma_core.data.datasets import Data
 from b2ma_core.files import PROJECT, png_bytes, write_bytes
 from b2ma_core.params import Params, base_study
 from b2ma_core.queries import view_name, views
-from b2ma_core.study.pseudo_labels import queries
+from b2ma_core.study.asking import queries
 
 
 def deliveries(
@@ -58,6 +58,8 @@ def deliveries(
         gaps, everything = lacking[train.name], len(train) * count
         whole = min(k for _, k in gaps)
         fewer = f", or set box_queries to {whole}: so many views are there for all images" if whole else ""
+        if whole > 1:
+            fewer += ", and pseudo_labels to votes, since auto compares all six"
         scores = f" ({len(sent) - len(gaps)} of them for scores alone)" if len(sent) > len(gaps) else ""
         first, space = box.path(train.names[gaps[0][0]], gaps[0][1]), params.space_of("box")
         raise FileNotFoundError(
