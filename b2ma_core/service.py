@@ -119,6 +119,9 @@ class LabelService:
                     ) from None
                 logging.getLogger(__name__).warning("%s: %s; it is tried again", who, error)
                 stop.wait(max(pause, error.pause))
+            except ValueError as error:
+                raise ValueError(f"{error}. The answers so far are kept: when the service is mended, or "
+                                 "box_label_space names its classes, start the same command") from None  # fmt: skip
         if folder:
             write_bytes(folder / f"{digest}-{len(sent)}.png", received)
         return labels
