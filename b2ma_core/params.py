@@ -37,7 +37,7 @@ GONE = {  # parameters of earlier revisions: what has become of them
     "mix_images": "it is stage2_mix now: auto, none, spatial, cutmix, classmix",
     "mix_jitter": "it is gone: stage 2 changes colours as published, by 0.25",
     "mix_jitter_probability": "it is gone: stage 2 changes colours as published, with probability 0.8",
-    "plain_agreement": "it is pseudo_labels now: auto, plain, votes",
+    "plain_agreement": "it is learn_from now: auto, plain, votes",
     "prior_correction": "it is share_alignment now, the alignment of the teacher's class distribution",
     "rare_k": "it is gone: rare_by 'pixels' takes five classes of each ranking, as published",
     "share_exponent": "it is gone: class_shares.ClassShares has it, 0.8",
@@ -101,7 +101,7 @@ class Params(BaseModel):
     vote_exponent: NotNegative = 4.0  # an answer's weight: (its agreement with the plain majority vote) ** this
     # What is learnt from: the plain answers, to the images as they are, or the votes. auto: the votes if answers change
     # more when images are exposed anew than when they are resized (queries.steadiness); plain without all six views.
-    pseudo_labels: Literal["auto", "plain", "votes"] = "auto"
+    learn_from: Literal["auto", "plain", "votes"] = "auto"
     box_confidence: bool = False  # the owner publishes confidences too (then it is no label-only box)
     source_network: str = "deeplab_small"
     source_start: str = "scratch"  # scratch | imagenet | a weights file
@@ -230,8 +230,8 @@ class Params(BaseModel):
             raise ValueError("box_confidence: the owner's confidence belongs to the model's one answer to the image as "
                              "it is: set box to 'model' and box_queries to 1, or leave it out; of several answers the "
                              "vote agreement is the confidence")  # fmt: skip
-        if self.pseudo_labels == "votes" and self.box_queries == 1:
-            raise ValueError("pseudo_labels: 'votes' needs answers to several views: box_queries of 2 or more")
+        if self.learn_from == "votes" and self.box_queries == 1:
+            raise ValueError("learn_from: 'votes' needs answers to several views: box_queries of 2 or more")
         if self.box_token_variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.box_token_variable):
             raise ValueError("box_token_variable: must be the NAME of an environment variable (capitals, digits, _), "
                              "such as BOX_TOKEN; the token itself belongs into that variable alone")  # fmt: skip

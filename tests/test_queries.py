@@ -156,11 +156,11 @@ def test_several_answers_are_kept_as_votes_with_their_share(smoke_params, tmp_pa
     assert box.calls == len(VIEWS) and (plain == 1).all() and (read_labels(run, data) == 1).all()
     assert part_steadiness(run) == (0, 1)  # another exposure is answered otherwise, another size is not
     for told, label in (("auto", 0), ("plain", 1), ("votes", 0)):
-        kept = Run(params.model_copy(update={"pseudo_labels": told}), 0, tmp_path)
+        kept = Run(params.model_copy(update={"learn_from": told}), 0, tmp_path)
         assert (read_pseudo_labels(kept, data) == label).all()
     agreeing = len(VIEWS) - 1  # with weight 1; the first view's answer agrees with no other
     np.testing.assert_allclose(read_confidences(run, data) / 255, agreeing / (agreeing + 1e-3**4), atol=1 / 255)
-    once = Run(params.model_copy(update={"box_queries": 1, "pseudo_labels": "auto"}), 1, tmp_path)
+    once = Run(params.model_copy(update={"box_queries": 1, "learn_from": "auto"}), 1, tmp_path)
     ask_for_labels(once, Moody(), data)
     assert (read_pseudo_labels(once, data) == 1).all() and read_confidences(once, data) is None
 
@@ -186,9 +186,7 @@ class Steady:
 def test_votes_are_learnt_from_where_exposure_moves_the_answers_more_than_size(
     smoke_params, tmp_path, by_exposure, by_size, votes
 ):
-    params = smoke_params.model_copy(
-        update={"target_train_images": 8, "box_queries": len(VIEWS), "pseudo_labels": "auto"}
-    )
+    params = smoke_params.model_copy(update={"target_train_images": 8, "box_queries": len(VIEWS), "learn_from": "auto"})
     conversion.prepare(params, 1, tmp_path / "data")
     data, run = datasets.load(params, "target_train", tmp_path / "data"), Run(params, 0, tmp_path)
     ask_for_labels(run, Steady(by_size, by_exposure), data)
@@ -209,7 +207,7 @@ def test_votes_are_learnt_from_where_exposure_moves_the_answers_more_than_size(
     fewer = Run(params.model_copy(update={"box_queries": 3}), 0, tmp_path)
     ask_for_labels(fewer, Steady(by_size, by_exposure), data)
     assert part_steadiness(fewer) is None and not learns_from_votes(fewer)  # nothing to judge by
-    once = Run(params.model_copy(update={"box_queries": 1, "pseudo_labels": "votes"}), 1, tmp_path)
+    once = Run(params.model_copy(update={"box_queries": 1, "learn_from": "votes"}), 1, tmp_path)
     ask_for_labels(once, Steady(by_size, by_exposure), data)
     with pytest.raises(ValueError, match="'votes' needs answers to several views"):
         learns_from_votes(once)

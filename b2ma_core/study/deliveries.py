@@ -59,7 +59,7 @@ def deliveries(
         whole = min(k for _, k in gaps)
         fewer = f", or set box_queries to {whole}: so many views are there for all images" if whole else ""
         if whole > 1:
-            fewer += ", and pseudo_labels to votes, since auto compares all six"
+            fewer += ", and learn_from to votes, since auto compares all six"
         scores = f" ({len(sent) - len(gaps)} of them for scores alone)" if len(sent) > len(gaps) else ""
         first, space = box.path(train.names[gaps[0][0]], gaps[0][1]), params.space_of("box")
         raise FileNotFoundError(

@@ -71,25 +71,25 @@ PIPELINE = (
     ),
     Stage(
         "labels", "02_pseudo_labels", after=("data", "source"), folder="labels", data=_TARGET_PARTS,
-        reads=("label_space", "box", "box_", "vote_exponent", "pseudo_labels", "source_network", *_DEVICE),
+        reads=("label_space", "box", "box_", "vote_exponent", "learn_from", "source_network", *_DEVICE),
         code=("study.asking.ask_for_labels", "study.stages.open_box"),
     ),
     Stage(
         "stage1", "03_cross_domain", after=("data", "labels"), folder="stage1", start="init",
-        reads=(*_TRAINING, *_TARGET, *_LOSS, "stage1_steps", "stage1_mix", "position_beta", "pseudo_labels",
+        reads=(*_TRAINING, *_TARGET, *_LOSS, "stage1_steps", "stage1_mix", "position_beta", "learn_from",
                "learn_images"),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_stage1",),
     ),
     Stage(
         "patches", "04_hard_patches", after=("data", "labels"), folder="patches",
-        reads=("label_space", "grid", "rare_", "pseudo_labels", "learn_images"),
+        reads=("label_space", "grid", "rare_", "learn_from", "learn_images"),
         code=("study.mining.rare_of", "hard_patches.mine"), computes=False,
     ),
     Stage(
         "stage2", "05_self_distill", after=("data", "labels", "stage1", "patches"), folder="stage2",
         reads=(*_TRAINING, *_STUDENT, "stage2_", "rounds", "share_", "teacher_", "position_beta", "ema_",
                "confidence", "confidence_threshold", "student_", "hard_patch_", "paste_patches",
-               "grid", "pseudo_labels", "learn_images"),
+               "grid", "learn_from", "learn_images"),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_stage2",),
     ),
     Stage(

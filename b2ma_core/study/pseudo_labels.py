@@ -65,7 +65,7 @@ def part_steadiness(run: Run, part: str = "target_train") -> tuple[float, float]
 
 
 def learns_from_votes(run: Run) -> bool:
-    """Whether the votes are the pseudo labels, or the plain answers, by ``pseudo_labels`` of the parameters and, where
+    """Whether the votes are the pseudo labels, or the plain answers, by ``learn_from`` of the parameters and, where
     that is "auto", by the answers to all training images.
 
     A box that suits its images answers another exposure much as the images themselves; votes then only blur its
@@ -75,11 +75,11 @@ def learns_from_votes(run: Run) -> bool:
     Raises:
         ValueError: if votes are wanted and each image has one answer.
     """
-    if run.params.pseudo_labels != "auto":
-        if run.params.pseudo_labels == "votes" and not run.path("labels", "target_train_votes").is_dir():
-            raise ValueError("pseudo_labels: 'votes' needs answers to several views, and the box has given one an "
+    if run.params.learn_from != "auto":
+        if run.params.learn_from == "votes" and not run.path("labels", "target_train_votes").is_dir():
+            raise ValueError("learn_from: 'votes' needs answers to several views, and the box has given one an "
                              "image; set it to auto or plain")  # fmt: skip
-        return run.params.pseudo_labels == "votes"
+        return run.params.learn_from == "votes"
     steady = part_steadiness(run)
     return steady is not None and steady[0] < steady[1]
 
