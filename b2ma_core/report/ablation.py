@@ -42,6 +42,8 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
     """
     arm, row = cell
     name = f"{study}+{arm}" if arm else study
+    if not (runs / name).is_dir():  # not every arm fits every study
+        return {}
     switches = unlike(*(load_params(study_file(each)).model_dump() for each in (study, name)))
     found = {}
     for seed in seeds:
