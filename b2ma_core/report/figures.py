@@ -157,7 +157,7 @@ def training_curves(histories: Mapping[str, Mapping], before: float | None = Non
     for i, (name, history) in enumerate(histories.items()):
         loss = pd.Series(history["loss"], np.arange(len(history["loss"])) + 1, float)
         mark = "." if len(loss) <= 25 else ""  # of a mean that is a single point
-        axes[i].plot(loss.rolling(min(25, max(len(loss), 1))).mean(), mark, color=f"C{i}", linestyle="-")
+        axes[i].plot(loss.rolling(min(25, max(len(loss), 1))).mean(), marker=mark, color=f"C{i}")
         axes[i].set(xlabel=f"step of {name}", ylabel="loss")
         points = [(0, before)] * (before is not None) + list(history["miou"])
         steps, values = np.reshape(points, (-1, 2)).T
