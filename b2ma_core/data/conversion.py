@@ -88,10 +88,6 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
     return {name: replace(d, notes=[*d.notes, *_passed_over(wanted[name])]) for name, d in ready.items()}
 
 
-def _or_none(name: str) -> str:
-    return "" if name.endswith("_train") else f", or {name}_split to null where there is no such part"
-
-
 def list_items(part: Part) -> list[Item]:
     """Name the samples of a part, in a fixed order.
 
@@ -109,9 +105,10 @@ def list_items(part: Part) -> list[Item]:
         try:
             items += list_files(part.dataset, root, split, part.sequences)
         except FileNotFoundError as error:
+            none = "" if part.name.endswith("_train") else f", or {part.name}_split to null where there is no such part"
             raise FileNotFoundError(
                 f"{part.name}: {error}. Set {part.name.split('_')[0]}_root or {part.name}_split in the study's "
-                f"parameters to the folder that you have{_or_none(part.name)}"
+                f"parameters to the folder that you have{none}"
             ) from None
         except ValueError as error:
             raise ValueError(f"{part.name}: {error}") from None

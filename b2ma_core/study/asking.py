@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
-from b2ma_core.data.datasets import Data
+from b2ma_core.data.datasets import PARTS, Data
 from b2ma_core.files import write_bytes, write_json, write_png
 from b2ma_core.params import Params
 from b2ma_core.queries import VIEWS, steadiness, view_size, views, weighted_majority_vote
@@ -141,7 +141,7 @@ def _forget_stale(run: Run, data: Data) -> dict[str, list[float]]:
 
 def forget_all_but(run: Run, parts: Sequence[Data]) -> None:
     """Remove the answers of parts that a folder could answer once and no longer does: they would be scored."""
-    for part in {"target_train", "target_val", "target_test"} - {part.name for part in parts}:
+    for part in set(PARTS[2:]) - {part.name for part in parts}:
         for suffix in _SUFFIXES:
             shutil.rmtree(run.path("labels", part + suffix), ignore_errors=True)
         for file in (run.path("labels", f"{part}.json"), steadiness_file(run, part)):

@@ -48,6 +48,7 @@ def read_labels(run: Run, data: Data, votes: bool = False) -> np.ndarray | Label
 
 
 def steadiness_file(run: Run, part: str) -> Path:
+    """Where :func:`queries.steadiness` of a part's images is kept."""
     return run.path("labels", f"{part}_steadiness.json")
 
 
