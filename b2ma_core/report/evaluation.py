@@ -26,12 +26,33 @@ def row_names(run: Run) -> list[str]:
     return list(trainings(run.params))[:-1]
 
 
-def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, ConfusionMatrix]]:
+def score_rows(run: Run, names: Sequence[str] | None = None) -> dict[str, dict[str, ConfusionMatrix]]:
+    """Score rows of a run's table on the target's validation part.
+
+    Args:
+        run: a run whose trainings of these rows are done.
+        names: of the rows; None: all but the oracle, that is the box's labels, its votes, stage 1 and every round.
+
+    Returns:
+        Row -> split -> confusion matrix; nothing without labels to score with.
+    """
+    fabric, val = make_fabric(run.params), load(run.params, "target_val")
+    if val is None or val.labels is None:
+        return {}
+    parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
+    names = [*_box_rows(run, val), *row_names(run)] if names is None else names
+    return {name: _score_apart(run, name, parts, fabric) for name in names}
+
+
+def evaluate_run(
+    run: Run, with_oracle: bool, scored: dict[str, dict[str, ConfusionMatrix]] | None = None
+) -> tuple[dict, dict[str, ConfusionMatrix]]:
     """Score the box's labels, its votes, stage 1, every round and the oracle on the target's validation part.
 
     Args:
         run: a run whose trainings are done.
         with_oracle: score ``oracle/`` too.
+        scored: what :func:`score_rows` said of the other rows before the oracle was trained; None: they are scored now.
 
     Returns:
         The metrics for the record and the confusion matrices by row, all splits together. The metrics are ``rows``
@@ -40,29 +61,31 @@ def evaluate_run(run: Run, with_oracle: bool) -> tuple[dict, dict[str, Confusion
         row (None without oracle) and ``scored_on``. Without labels to score with, rows are empty. A few images with
         predictions go to ``records/samples.npz``.
     """
-    params = run.params
-    fabric, val = make_fabric(params), load(params, "target_val")
-    scores: dict[str, ConfusionMatrix] = {}
-    rows: dict[str, dict] = {}
-    labelled = val is not None and val.labels is not None
-    names = [*row_names(run), *(["oracle"] if with_oracle else [])]
-    if labelled:
-        parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
-        for name in [*_box_rows(run, val), *names]:
-            apart = _score_apart(run, name, parts, fabric)
-            scores[name] = ConfusionMatrix(params.space.num_classes)
-            for s in apart.values():
-                scores[name] += s
-            rows[name] = {
-                "miou": scores[name].miou(),
-                "best_miou": _best(run, name),
-                "confusion": {split: s.counts().tolist() for split, s in apart.items()},
-            }
+    scored = score_rows(run) if scored is None else scored
+    scored = scored | (score_rows(run, ["oracle"]) if with_oracle else {})
+    scores = {name: all_splits(apart, run.params.space.num_classes) for name, apart in scored.items()}
+    rows = {
+        name: {
+            "miou": scores[name].miou(),
+            "best_miou": _best(run, name),
+            "confusion": {split: s.counts().tolist() for split, s in apart.items()},
+        }
+        for name, apart in scored.items()
+    }
     gap = None
     if {"source-only", "oracle"} <= set(rows):
         gap = gap_closed(*(rows[name]["miou"] for name in ("source-only", row_names(run)[-1], "oracle")))
+    val = load(run.params, "target_val")
     _save_samples(run, val)
-    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, labelled)}, scores
+    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, bool(rows))}, scores
+
+
+def all_splits(apart: dict[str, ConfusionMatrix], classes: int) -> ConfusionMatrix:
+    """The confusion matrix of all splits of one row."""
+    scores = ConfusionMatrix(classes)
+    for each in apart.values():
+        scores += each
+    return scores
 
 
 def predict_part(run: Run, part: Data, shown: Sequence[int]) -> list[np.ndarray]:
