@@ -115,7 +115,8 @@ class LabelFolder:
     def path(self, name: str, view: int = 0) -> Path:
         """Where the answer to a view of an image belongs."""
         folder = self.root if self.flat else self.views.get(view) or self.root / view_name(view)
-        return folder / f"{name}.png"
+        shouted = folder / f"{name}.PNG"
+        return shouted if shouted.is_file() else folder / f"{name}.png"
 
     def predict(self, images: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
         """Look the answers to the images as they are up by name, see :meth:`read`."""

@@ -39,6 +39,7 @@ class Labels(RequestHandler):
     def initialize(self, predict: Callable, token: str, most_bytes: int, pool: ThreadPoolExecutor) -> None:
         self.predict, self.token, self.most_bytes, self.pool = predict, token, most_bytes, pool
         self.content, self.size = bytearray(), 0
+        self.work: asyncio.Future | None = None
 
     def data_received(self, chunk: bytes) -> None:
         self.size += len(chunk)
@@ -52,8 +53,11 @@ class Labels(RequestHandler):
         if self.size > self.most_bytes:
             raise Refused(413, f"The image has {self.size} bytes, at most {self.most_bytes} are taken")
         image = read_image(bytes(self.content))
+        self.work = asyncio.get_running_loop().run_in_executor(self.pool, self.predict, image[None])
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self.pool, self.predict, image[None])
+            answer = await self.work
+        except asyncio.CancelledError:
+            return  # nobody waits for it any more
         except Exception:
             logging.exception("the model failed on an image of %s", image.shape)  # for the owner alone
             raise Refused(500, "The model failed on this image: its owner's log says why") from None
@@ -63,6 +67,11 @@ class Labels(RequestHandler):
             raise Refused(500, f"The model gave {found}, needed is a numpy array of train ids, {needed}")
         self.set_header("Content-Type", "image/png")
         self.finish(png_bytes(answer[0]))
+
+    def on_connection_close(self) -> None:
+        """Who asked has given up: what has not begun is not computed, or a slow model would never catch up."""
+        if self.work:
+            self.work.cancel()
 
     def write_error(self, status_code: int, **error) -> None:
         text = "POST an 8-bit RGB PNG here" if status_code == 405 else "The service failed, its owner's log says why"

@@ -41,6 +41,13 @@ def test_a_delivered_folder_answers_by_name(tmp_path):
     assert answer[:, 0, 0].tolist() == [1, 0] and np.array_equal(answer[0], photo(tmp_path / "b.png"))
 
 
+def test_a_delivery_in_capitals_is_found(tmp_path):
+    Image.fromarray(np.full((16, 32), 5, np.uint8)).save(tmp_path / "a.PNG")
+    Image.fromarray(np.full((16, 32), 6, np.uint8)).save(tmp_path / "b.png")
+    box = LabelFolder(tmp_path)
+    assert box.predict(IMAGES, NAMES)[:, 0, 0].tolist() == [5, 6] and box.path("c") == tmp_path / "c.png"
+
+
 def test_a_folder_with_gaps_or_broken_files_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="box_root: no folder"):
         LabelFolder(tmp_path / "nothing")

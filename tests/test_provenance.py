@@ -129,14 +129,15 @@ def test_only_replaced_and_added_images_are_asked_again_and_removed_ones_leave(s
     assert box.asked == 14
 
 
-def test_a_second_delivery_is_taken_whole_and_what_it_lacks_is_named(study, tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "PNG"])
+def test_a_second_delivery_is_taken_whole_and_what_it_lacks_is_named(study, tmp_path, suffix):
     from b2ma_core.black_box import LabelFolder
 
     root = tmp_path / "vendor"
     root.mkdir()
     maps = [np.full((64, 128), i, np.uint8) for i in range(4)]
     for i, labels in enumerate(maps):
-        Image.fromarray(labels).save(root / f"seq_{i}.png")
+        Image.fromarray(labels).save(root / f"seq_{i}.{suffix}")
     run = study(box="folder", box_root="vendor", source_dataset="none", source_train_images=None, source_val_split=None)
     answers = ask_for_labels(run, LabelFolder(root), load(run))
     assert (answers == np.stack(maps)).all()
@@ -145,13 +146,13 @@ def test_a_second_delivery_is_taken_whole_and_what_it_lacks_is_named(study, tmp_
     check(run, "03_cross_domain")
     train(run, "stage1")
     for i in (1, 2, 3):
-        Image.fromarray(maps[i] + 4).save(root / f"seq_{i}.png")
-    (root / "seq_0.png").unlink()
+        Image.fromarray(maps[i] + 4).save(root / f"seq_{i}.{suffix}")
+    (root / f"seq_0.{suffix}").unlink()
     with pytest.raises(ValueError, match="02_pseudo_labels was made from something else:\n  delivery: other content"):
         check(run, "03_cross_domain")
     with pytest.raises(ValueError, match="no labels for the image 'seq_0'"):
         ask_for_labels(run, LabelFolder(root), load(run))
-    Image.fromarray(maps[0] + 4).save(root / "seq_0.png")
+    Image.fromarray(maps[0] + 4).save(root / f"seq_0.{suffix}")
     assert (ask_for_labels(run, LabelFolder(root), load(run)) == np.stack(maps) + 4).all()
     run.record("02_pseudo_labels", {})
     check(run, "03_cross_domain")

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import httpx
@@ -406,6 +408,28 @@ def test_a_model_that_fails_is_said_without_its_secrets(serving, predict, said, 
     answer = httpx.post(serving(predict), content=png(IMAGES[0]))
     assert answer.status_code == 500 and answer.text.startswith(said) and answer.text.count("\n") == 1
     assert "layer" not in answer.text and ("layer 7" in caplog.text) == (predict is broken)
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed(serving):
+    computed, first, go_on = [], threading.Event(), threading.Event()
+
+    def slow(images):
+        computed.append(int(images[0, 0, 0, 0]))
+        first.set()
+        assert go_on.wait(10)
+        return images[..., 0] % 19
+
+    address = serving(slow)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(httpx.post, address, content=png(np.full((16, 32, 3), 1, np.uint8)))
+        assert first.wait(10)
+        with pytest.raises(httpx.ReadTimeout):  # in the queue behind the first, and given up
+            httpx.post(address, content=png(np.full((16, 32, 3), 2, np.uint8)), timeout=0.5)
+        time.sleep(0.2)  # the server hears of it
+        go_on.set()
+        assert waits.result().status_code == 200
+    assert httpx.post(address, content=png(np.full((16, 32, 3), 3, np.uint8))).status_code == 200
+    assert computed == [1, 3]
 
 
 VENDOR = """

@@ -109,8 +109,8 @@ def delivered(params: Params) -> dict[str, list] | None:
     indices = [_index(params, part) for part in PARTS if part.startswith("target_")]
     names = {name for index in indices if index for name in index["names"]}
     found = {name: [] for name in sorted(names)}
-    for path in sorted([*root.glob("*.png"), *root.glob("*/*.png")]):
-        if path.stem in names:
+    for path in sorted([*root.glob("*.*"), *root.glob("*/*.*")]):
+        if path.suffix.lower() == ".png" and path.stem in names:
             found[path.stem].append([str(path.relative_to(root)), file_digest(path)])
     return found
 
