@@ -16,6 +16,7 @@ from b2ma_core.report.ablation import (
     ablation_cells,
     ablation_rows,
     arms_of,
+    cell_scores,
     curve_cells,
     curves,
     in_words,
@@ -220,9 +221,35 @@ def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):
         ValueError, match=r"minicity\+plain/1 was .* than minicity/1 \(stage2_steps\): remove its folder"
     ):
         ablation_rows("minicity", plan, [0, 1], tmp_path)
+    change("minicity+plain", stage2_steps=load_params(PARAMS / "minicity.yaml").stage2_steps, hard_patch_weight=7.0)
+    assert len(ablation_rows("minicity", plan, [0, 1], tmp_path)) == 2
     change("minicity", stage1_steps=7)
     with pytest.raises(ValueError, match=r"minicity/1 was .* than minicity/0 \(stage1_steps\)"):
         results.read_records("minicity", [0, 1], tmp_path)
+
+
+def test_a_row_is_compared_by_what_it_was_made_by(tmp_path):
+    for study in ("minicity", "minicity+steps_100"):
+        finished(study, 0, tmp_path, {"source-only": scored(0.4), "stage 1": scored(0.5)})
+    path = tmp_path / "minicity+steps_100" / "0" / "records" / "06_evaluation.json"
+    record = json.loads(path.read_text())
+    record["trained"] = {name: {"code": {"m": "0"}} for name in ("stage1", "stage2/round-1")}
+    origin = tmp_path / "minicity" / "0" / "records" / "06_evaluation.json"
+    write_json(origin, {**json.loads(origin.read_text()), "trained": record["trained"]})
+
+    def found(row, other_code=(), **values):
+        trained = record["trained"] | {name: {"code": {"m": "1"}} for name in other_code}
+        write_json(path, {**record, "trained": trained, "params": {**record["params"], **values}})
+        return cell_scores("minicity", ["steps_100", row], [0], tmp_path)
+
+    assert found("stage 1", stage2_steps=7, oracle_steps=1200, stage2_mix="spatial") == {0: pytest.approx(0.5)}
+    assert found("stage 1", ["stage2/round-1"]) == {0: pytest.approx(0.5)}
+    assert found("source-only", stage1_learning_rate=7.0) == {0: pytest.approx(0.4)}
+    for row, values in (("stage 1", {"stage1_learning_rate": 7.0}), ("source-only", {"box_queries": 2})):
+        with pytest.raises(ValueError, match=f"made with other parameters than minicity/0 .{[*values][0]}.:"):
+            found(row, **values)
+    with pytest.raises(ValueError, match="made by other code than minicity/0 .m of stage1.:"):
+        found("stage 1", ["stage1"])
 
 
 def tidy(*rows_of_seeds: dict, names: tuple[str, ...] = ("road", "pole", "rider")) -> pd.DataFrame:

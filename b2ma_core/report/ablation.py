@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from b2ma_core.files import PROJECT, load_yaml
-from b2ma_core.params import load_params, study_file, unlike
+from b2ma_core.params import Params, load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.report import results
 from b2ma_core.study.check import check_study, seeds_of
-from b2ma_core.study.pipeline import EVALUATION
+from b2ma_core.study.pipeline import EVALUATION, made_by, stage_named, trainings
 
 
 def read_ablation(path: Path = PROJECT / "params" / "ablation.yaml") -> dict:
@@ -38,19 +38,23 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
     """mIoU (0 .. 1) of ``[arm, row]`` for each of the seeds that have been run.
 
     Raises:
-        ValueError: if an arm differs from its study in more than it switches, as after a change of recipe or code.
+        ValueError: if what an arm's row was made by differs from its study's in more than the arm switches, as after a
+            change of recipe or code.
     """
     arm, row = cell
     name = f"{study}+{arm}" if arm else study
     if not (runs / name).is_dir():  # not every arm fits every study
         return {}
-    switches = unlike(*(load_params(study_file(each)).model_dump() for each in (study, name)))
+    params, others = (load_params(study_file(each)) for each in (name, study))
+    stages = made_by(trainings(params).get(row, "labels")) | {"evaluation"}
+    unread = [key for key in Params.model_fields if not any(stage_named(each).read(key) for each in stages)]
+    free = [*unlike(params.model_dump(), others.model_dump()), *unread]
     found = {}
     for seed in seeds:
         paths = [runs / each / str(seed) / "records" / f"{EVALUATION}.json" for each in (study, name)]
         if all(path.is_file() for path in paths):
             origin, record = map(results.read_record, paths)
-            results.check_alike(record, origin, switches)
+            results.check_alike(record, origin, free, stages)
             found[seed] = results.scores_of(record["metrics"], row).miou()
     return found
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from b2ma_core.metrics import ConfusionMatrix, gap_closed
 from b2ma_core.params import load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
-from b2ma_core.study.pipeline import EVALUATION, STAGES
+from b2ma_core.study.pipeline import EVALUATION, STAGES, stage_named
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
 ALL = "all"  # in place of a split: all images together
@@ -66,17 +66,18 @@ def read_record(path: Path) -> dict:
     return record
 
 
-def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
+def check_alike(record: dict, other: dict, besides: Sequence[str] = (), stages: Collection[str] | None = None) -> None:
     """ValueError, naming run and what differs, if one evaluation's run was made with other parameters, by other code,
     or scored on other data than another's. Code is compared of the trainings that both have.
 
     Args:
         record, other: of two runs, the first the one to be blamed.
         besides: names of parameters that may differ.
+        stages: names of the stages whose code counts; None: of all.
     """
     names = [name for name in unlike(record["params"], other["params"]) if name not in besides]
     found = {"made with other parameters": names}
-    mine, others = _told(record), _told(other)
+    mine, others = _told(record, stages), _told(other, stages)
     for what in mine:
         shared = mine[what].keys() & others[what].keys()
         found[what] = sorted(name for name in shared if mine[what][name] != others[what][name])
@@ -88,9 +89,10 @@ def check_alike(record: dict, other: dict, besides: Sequence[str] = ()) -> None:
             )
 
 
-def _told(record: dict) -> dict[str, dict[str, str]]:
-    code = {f"{module} of {name}": digest for name, told in record["trained"].items()
-            for module, digest in told["code"].items()}  # fmt: skip
+def _told(record: dict, stages: Collection[str] | None) -> dict[str, dict[str, str]]:
+    trained = {name: told["code"] for name, told in record["trained"].items()
+               if stages is None or stage_named(name).name in stages}  # fmt: skip
+    code = {f"{module} of {name}": digest for name, modules in trained.items() for module, digest in modules.items()}
     data = {name: digest for name, digest in record["made_from"]["inputs"].items() if name.startswith("target_val")}
     return {"made by other code": code, "scored on other data": data}
 

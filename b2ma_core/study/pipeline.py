@@ -128,6 +128,12 @@ def notebooks_before(notebook: str) -> list[str]:
     return [other for other in STAGES if other in needed - {notebook}]
 
 
+def made_by(name: str) -> set[str]:
+    """The names of a stage and of all that it is made from."""
+    stage = stage_named(name)
+    return {stage.name}.union(*map(made_by, stage.after))
+
+
 def first_to_read(names: Iterable[str]) -> Stage | None:
     """The first stage that reads one of the parameters; None if no stage does."""
     return next((stage for stage in PIPELINE if any(map(stage.read, names))), None)

@@ -19,7 +19,7 @@ from b2ma_core.data.datasets import PARTS
 from b2ma_core.digests import code_digests, digest, file_digest, stamp
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.params import NO_EFFECT_ON_RESULTS, Params, base_study
-from b2ma_core.study.pipeline import EVALUATION, PIPELINE, Stage, stage_named, stages_of
+from b2ma_core.study.pipeline import EVALUATION, PIPELINE, Stage, made_by, stage_named, stages_of
 
 MADE_FROM, PROVENANCE = "made_from.json", "provenance.json"
 IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them together
@@ -238,10 +238,7 @@ def check(run, notebook: str) -> None:
     """Raise ValueError if an earlier stage that a notebook builds on was made from something else than is there now."""
     for stage in stages_of(notebook):
         code_digests(*stage.code)  # read now, as it was imported, and not after an edit beside a running kernel
-    needed, todo = set(), [name for stage in stages_of(notebook) for name in stage.after]
-    while todo:
-        needed.add(name := todo.pop())
-        todo += set(stage_named(name).after) - needed
+    needed = set().union(*(made_by(stage.name) for stage in stages_of(notebook)))
     trained = trainings_of(run)
     for stage in PIPELINE:
         if stage.name in needed and stage.notebook != notebook:
