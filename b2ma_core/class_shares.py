@@ -15,10 +15,11 @@ class ClassShares(nn.Module):
     far from how often it says it.
 
     Args:
-        frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1.
+        frequencies: ``(C,)`` share of the pseudo-labelled pixels, 0 .. 1. A class that no label names is left alone:
+            nothing is known of how often it should be said.
         weight: 0 changes nothing, 1 asks for the target's shares.
-        exponent: the target is ``frequencies ** exponent``, scaled to sum 1; below 1 rare classes may be more than in
-            the pseudo labels, which miss them most.
+        exponent: the target is ``(frequencies + 1e-4) ** exponent``, scaled to sum 1; below 1 rare classes may be more
+            than in the pseudo labels, which miss them most.
         limit: largest change of a logit.
         momentum: share of the running mean that a step keeps, after a warm-up.
 
@@ -33,6 +34,7 @@ class ClassShares(nn.Module):
         self.weight, self.limit, self.momentum = weight, limit, momentum
         target = torch.from_numpy(frequencies + 1e-4).float() ** exponent
         self.register_buffer("target", target / target.sum())
+        self.register_buffer("named", torch.from_numpy(frequencies > 0))
         self.register_buffer("running", torch.zeros_like(self.target))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
@@ -50,4 +52,4 @@ class ClassShares(nn.Module):
     def change(self) -> Tensor:
         """``(C,)`` what to add to the logits; nothing before the first update."""
         pull = self.weight * (self.target.log() - self.running.clamp(min=1e-6).log())
-        return pull.clamp(-self.limit, self.limit) * (self.steps > 0)
+        return pull.clamp(-self.limit, self.limit) * self.named * (self.steps > 0)
