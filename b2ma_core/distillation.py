@@ -31,7 +31,12 @@ def class_weights(frequencies: np.ndarray) -> Tensor:
 
     Args:
         frequencies: ``(C,)`` share of the pixels, 0 .. 1. Shares below 1e-4 count as 1e-4, absent classes get 0.
+
+    Raises:
+        ValueError: if all are 0.
     """
+    if not (frequencies > 0).any():
+        raise ValueError("frequencies: no class has a pixel")
     weights = np.where(frequencies > 0, 1 / np.sqrt(np.maximum(frequencies, 1e-4)), 0.0)
     return torch.from_numpy(weights / (weights * frequencies).sum()).float()
 
@@ -144,7 +149,7 @@ class Sharing:
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     def slices(self, count: int) -> list[slice]:
-        """Of ``count`` samples those of this process, in parts that are as even as can be and never empty.
+        """Of ``count`` samples, at least ``ranks``, those of this process, in parts as even as can be and never empty.
 
         Every process has as many parts as the others, since batch norm over processes waits for all of them.
         """
@@ -182,7 +187,14 @@ def teach(
 
     Returns:
         ``(N, H, W)`` int64 labels and ``(N, H, W)`` float32 confidences.
+
+    Raises:
+        ValueError: for another kind, or a box_share without train ids.
     """
+    if kind not in ("probability", "logit"):
+        raise ValueError(f"kind: 'probability' or 'logit', got {kind!r}")
+    if box_share > 0 and train_ids is None:
+        raise ValueError("box_share: needs train_ids, what the box says")
     size = (len(images), *images.shape[-2:])
     pseudo_labels = torch.zeros(size, dtype=torch.uint8, device=images.device)
     confidence = torch.zeros(size, device=images.device)
@@ -206,7 +218,7 @@ def teach(
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """What one step of stage 2 is told. Defaults are the published values.
+    """What one step of stage 2 is told. Defaults are the published values, but for the confidence.
 
     Attributes:
         mix: of the images, see :func:`mixes.mix`; "none" leaves them whole.

@@ -219,7 +219,12 @@ def cut_patches(
 
     Returns:
         uint8 patches of ``H // grid`` x ``W // grid`` pixels, or of twice the frame's cells.
+
+    Raises:
+        ValueError: if there are none, or one lies outside the grid.
     """
+    if not patches or max(max(row, column) for _, row, column, _ in patches) >= grid:
+        raise ValueError(f"patches: {len(patches)} given, needed is one at least, all inside a grid of {grid} x {grid}")
     size, pictures, maps, places = labels.shape[1:], [], [], []
     for image, row, column, _ in patches:
         rows, columns = cell(*size, row, column, grid)

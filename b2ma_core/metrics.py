@@ -49,14 +49,13 @@ class ConfusionMatrix:
         keep = target != self.ignore_index
         true, predicted = target[keep].long(), prediction[keep].long()
         missed = predicted == self.ignore_index
-        predicted = torch.where(missed, self.num_classes, predicted)
-        for name, values, top in (("target", true, self.num_classes - 1), ("prediction", predicted, self.num_classes)):
-            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) <= top:
+        for name, values in (("target", true), ("prediction", predicted[~missed])):
+            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < self.num_classes:
                 raise ValueError(
                     f"{name} holds {int(values.min())} .. {int(values.max())}, "
                     f"allowed are 0 .. {self.num_classes - 1} and {self.ignore_index}"
                 )
-        width = self.num_classes + 1
+        predicted, width = torch.where(missed, self.num_classes, predicted), self.num_classes + 1
         counts = torch.bincount(true * width + predicted, minlength=self.num_classes * width).view(-1, width).cpu()
         self.matrix += counts[:, :-1]
         self.unanswered += counts[:, -1]

@@ -18,7 +18,7 @@ def mix(
 
     Args:
         tensors: ``(N, C, H, W)`` or ``(N, H, W)`` each.
-        train_ids: ``(N, H, W)`` int64, whose classes ClassMix cuts out.
+        train_ids: ``(N, H, W)`` int64, on the tensors' device, whose classes ClassMix cuts out.
         kind: one of ``MIXES``; "none" gives the tensors back.
         position_beta: of SpatialMix, see :func:`spatial_mix.draw_cuts`.
         generator: source of all randomness, on the CPU.

@@ -146,7 +146,7 @@ class Params(BaseModel):
     # Distribution alignment (class_shares.py): the teacher's class shares are drawn to those of the pseudo labels.
     share_alignment: Share = 1.0  # how far (published 0)
     teacher_box_share: Share = 0.3  # of the box's labels beside the teacher's probabilities (published 0)
-    stage2_mix: Mix | Literal["auto"] = "auto"  # auto: cutmix where nothing is mined, else none (published spatial)
+    stage2_mix: Mix | Literal["auto"] = "auto"  # auto: none where patches are given, else cutmix (published spatial)
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     ema_alpha: Share = 0.99
     confidence_threshold: float = 0.7  # published 0.968
@@ -154,7 +154,7 @@ class Params(BaseModel):
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the published fault
     ema_buffers: Literal["average", "skip"] = "average"  # skip: the published fault
     student_batch_norm: Literal["frozen", "batch"] = "frozen"  # batch: the published fault
-    hard_patch_weight: NotNegative = 0.1  # of the loss of patches that stand alone; 0: no patches in any form
+    hard_patch_weight: NotNegative = 0.1  # of the loss of patches that stand alone; 0: no patches, see stage2_mix
     hard_patch_batch: Count = 8
     paste_patches: bool = True  # enlarged, over the mixed images, at their own place; False: alone, as published
     hard_patch_draw: Literal["class", "patch"] = "class"  # class: rare classes alike; patch: as published

@@ -15,7 +15,7 @@ import torchvision.transforms.v2.functional as T
 from torch import Tensor
 
 PHOTO_MEAN = 0.449  # mean of ImageNet's pixels over all channels, from torchvision's constants, in 0 .. 1
-QUIET = 1.5  # noise, in 0 .. 255, from which on more than half of an image is blurred
+QUIET = 1.5  # noise, in 0 .. 255, at which the blurred image weighs as much as the image
 
 
 def noise_level(images: Tensor) -> Tensor:

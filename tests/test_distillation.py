@@ -104,6 +104,21 @@ def test_the_teachers_class_shares_are_drawn_to_those_of_the_pseudo_labels():
     assert (half[0] / half[1]).item() == pytest.approx(2.0, abs=1e-3)  # sqrt(0.8 / 0.2)
 
 
+def test_a_class_that_no_label_names_is_left_alone():
+    shares = ClassShares(np.array([0.7, 0.3, 0.0, 1e-6]), 1.0)
+    shares.update(torch.tensor([60, 30, 10, 0]))
+    change = shares.change().tolist()
+    assert change[2] == 0 and change[3] == 3 and change[0] > 0
+
+
+def test_teaching_says_what_it_cannot_do():
+    images = torch.zeros(1, 3, 4, 4)
+    with pytest.raises(ValueError, match="kind: 'probability' or 'logit', got 'softmax'"):
+        teach(lambda images: torch.zeros(1, 2, 4, 4), images, "softmax")
+    with pytest.raises(ValueError, match="box_share: needs train_ids"):
+        teach(lambda images: torch.zeros(1, 2, 4, 4), images, box_share=0.3)
+
+
 def test_the_teachers_logits_are_changed_by_the_steps_before_and_counted_unchanged():
     shares, logits, images = shares_after(0.5, 0.1), answers(0.9), torch.zeros(1, 3, 40, 40)
     before = shares.change()
@@ -161,7 +176,7 @@ def test_the_running_shares_are_a_mean_that_forgets():
     shares = shares_after(0.9, 0.5)
     shares.update(shares.count(answers(0.5)))
     assert shares.running.tolist() == pytest.approx([0.7, 0.3])  # of two steps
-    assert set(shares.state_dict()) == {"target", "running", "steps"}  # all that a checkpoint has to keep
+    assert set(shares.state_dict()) == {"target", "named", "running", "steps"}  # all that a checkpoint has to keep
 
 
 def test_the_consistency_loss_by_hand():
@@ -177,6 +192,8 @@ def test_class_weights_have_mean_one_over_pixels():
     weights = class_weights(frequencies).numpy()
     assert weights[2] == 0 and weights[1] / weights[0] == pytest.approx(0.8 / 0.6)
     assert (weights * frequencies).sum() == pytest.approx(1)
+    with pytest.raises(ValueError, match="no class has a pixel"):
+        class_weights(np.zeros(3))
 
 
 def test_wholly_ignored_labels_give_no_loss():

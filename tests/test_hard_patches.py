@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from b2ma_core.hard_patches import cell, class_statistics, draw_patches, holders, mine, rare_classes, rarely_seen
+from b2ma_core.hard_patches import (
+    HardPatch,
+    cell,
+    class_statistics,
+    cut_patches,
+    draw_patches,
+    holders,
+    mine,
+    rare_classes,
+    rarely_seen,
+)
 
 
 def test_mining_a_hand_worked_map():
@@ -23,6 +33,14 @@ def test_mining_equals_a_plain_loop():
                 if classes:
                     expected.append((i, r, c, classes))
     assert mine(maps, rare) == expected and len(expected) > 10
+
+
+def test_patches_outside_the_grid_are_refused():
+    images, labels = np.zeros((1, 16, 32, 3), np.uint8), np.zeros((1, 16, 32), np.uint8)
+    with pytest.raises(ValueError, match="0 given"):
+        cut_patches(images, labels, [], 4)
+    with pytest.raises(ValueError, match="1 given, .* inside a grid of 2 x 2"):
+        cut_patches(images, labels, [HardPatch(0, 1, 3, (6,))], 2)
 
 
 def test_rare_classes_by_pixels_and_by_confidence():

@@ -76,7 +76,12 @@ def test_iou_agrees_with_the_official_cityscapes_evaluation(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "bad, said", [(torch.full((2, 2), 7), "prediction holds"), (torch.zeros(2, 3), "sizes differ")]
+    "bad, said",
+    [
+        (torch.full((2, 2), 7), "prediction holds 7"),
+        (torch.full((2, 2), 3), "prediction holds 3 .. 3, allowed are 0 .. 2"),
+        (torch.zeros(2, 3), "sizes differ"),
+    ],
 )
 def test_bad_maps_are_refused(bad, said):
     with pytest.raises(ValueError, match=said):

@@ -278,13 +278,18 @@ def test_weights_that_do_not_fit_show_before_any_training(prepared, tmp_path):
 
 
 def test_a_batch_smaller_than_the_number_of_processes_shows_before_any_training(prepared):
-    with pytest.raises(ValueError, match="source_batch_size: 1 images a step cannot be shared by 2 processes"):
+    with pytest.raises(ValueError, match="source_batch_size: 1 samples a step cannot be shared by 2 processes"):
         preflight(prepared("a", accelerator="cpu", devices=2, source_batch_size=1))
     with pytest.raises(
-        ValueError, match="^batch_size: 4 images .* raise batch_size to 5 at least, or lower devices to 4"
+        ValueError, match="^batch_size: 4 samples .* raise batch_size to 5 at least, or lower devices to 4"
     ):
         preflight(prepared("b", accelerator="cpu", devices=5, source_batch_size=8))
     preflight(prepared("c", accelerator="cpu", devices=2, source_batch_size=1, source_steps=0))  # never read
+    alone = dict(accelerator="cpu", devices=2, source_batch_size=8, hard_patch_batch=1, paste_patches=False)
+    with pytest.raises(ValueError, match="hard_patch_batch: 1 samples a step cannot be shared by 2 processes"):
+        preflight(prepared("d", rounds=1, **alone))
+    preflight(prepared("e", rounds=0, **alone))
+    preflight(prepared("f", rounds=1, **{**alone, "paste_patches": True}))
 
 
 def test_fewer_gpus_than_asked_for_show_before_any_training(prepared, monkeypatch):

@@ -41,9 +41,11 @@ def _share_out(params: Params) -> None:
     batches = {"batch_size": params.batch_size}
     if params.box == "model" and params.source_steps > 0 and params.source_batch_size:
         batches["source_batch_size"] = params.source_batch_size
+    if params.rounds and params.hard_patch_weight > 0 and not params.paste_patches:
+        batches["hard_patch_batch"] = params.hard_patch_batch
     for name, batch in batches.items():
         if batch < params.devices:
-            raise ValueError(f"{name}: {batch} images a step cannot be shared by {params.devices} processes: raise "
+            raise ValueError(f"{name}: {batch} samples a step cannot be shared by {params.devices} processes: raise "
                              f"{name} to {params.devices} at least, or lower devices to {batch}")  # fmt: skip
 
 
