@@ -17,24 +17,17 @@ from b2ma_core.metrics import ConfusionMatrix, gap_closed
 from b2ma_core.params import load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
-from b2ma_core.study.pipeline import EVALUATION, STAGES, stage_named
+from b2ma_core.study.pipeline import EVALUATION, stage_named
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
 ALL = "all"  # in place of a split: all images together
 
 
-def finished_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
-    """Every seed of a study that has been evaluated."""
-    found = (runs / study).glob(f"*/records/{EVALUATION}.json")
-    return sorted(int(path.parts[-3]) for path in found)
-
-
 def alike_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
     """The evaluated seeds of a study with the most rows: without those that were run for arms alone, with no oracle."""
-    seeds = finished_seeds(study, runs)
-    paths = [runs / study / str(seed) / "records" / f"{EVALUATION}.json" for seed in seeds]
-    rows = [len(read_record(path)["metrics"]["rows"]) for path in paths]
-    return [seed for seed, count in zip(seeds, rows, strict=True) if count == max(rows)]
+    paths = (runs / study).glob(f"*/records/{EVALUATION}.json")
+    rows = {int(path.parts[-3]): len(read_record(path)["metrics"]["rows"]) for path in paths}
+    return sorted(seed for seed, count in rows.items() if count == max(rows.values()))
 
 
 def read_records(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
@@ -285,15 +278,17 @@ def in_words(results: pd.DataFrame) -> str:
 
 
 def cost(seeds: Mapping[str, Sequence[int]], runs: Path = PROJECT / "runs") -> pd.DataFrame:
-    """Seconds of each stage with its trainings, however often they were resumed, median over the seeds whose record is
-    there ("-": none), a line a study, in words."""
+    """Seconds of each training, however often it was stopped and resumed, all rounds together; median over the seeds
+    that have it ("-": none), a line a study, in words."""
+    columns = {"source": "source model", "stage1": "stage 1", "stage2": "self-distillation", "oracle": "oracle"}
 
     def median(study: str, stage: str) -> str:
-        paths = [runs / study / str(seed) / "records" / f"{stage}.json" for seed in seeds[study]]
-        found = [json.loads(path.read_text())["when"]["seconds"] for path in paths if path.is_file()]
-        return f"{np.median(found):.0f}" if found else "-"
+        trained = [record["trained"] for record in read_records(study, seeds[study], runs)]
+        found = [sum(told["seconds"] for name, told in each.items() if stage_named(name).name == stage)
+                 for each in trained]  # fmt: skip
+        return f"{np.median([*filter(None, found)]):.0f}" if any(found) else "-"
 
-    return pd.DataFrame([{"seconds": study, **{s: median(study, s) for s in STAGES[1:7]}} for study in seeds])
+    return pd.DataFrame([{"seconds": study, **{columns[s]: median(study, s) for s in columns}} for study in seeds])
 
 
 def main(study: str, seeds: str) -> None:
