@@ -90,7 +90,7 @@ def gpus(name):
 
     def needed(wildcards):
         params = params_of(wildcards.study)
-        return params.devices if params.accelerator != "cpu" and any(s.computes for s in stages_of(name)) else 0
+        return params.devices if params.accelerator != "cpu" and any(s.read("accelerator") for s in stages_of(name)) else 0
 
     return needed
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import yaml
 from PIL import Image, ImageOps
+from pydantic_core import to_jsonable_python
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -60,7 +61,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole; NaN becomes null, and a list of plain numbers takes one line."""
-    text = json.dumps(_plain(value), indent=1, allow_nan=False)
+    plain = to_jsonable_python(value, inf_nan_mode="null", fallback=lambda numbers: numbers.tolist())
+    text = json.dumps(plain, indent=1)
     text = re.sub(r"\[\n[^][{}\"]*\]", lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
     write_bytes(path, (text + "\n").encode())
 
@@ -222,14 +224,3 @@ def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
             if left.suffixes[-2:-1] and left.suffixes[-2][1:].isdigit():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
-
-
-def _plain(value: Any) -> Any:
-    """Numbers of numpy and torch to Python's, NaN to None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    return None if isinstance(value, float) and value != value else value

@@ -24,14 +24,6 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 from b2ma_core.files import png_bytes
 
 
-class Refused(HTTPError):
-    """An error that the one who asks is told in a line of text."""
-
-    def __init__(self, status: int, text: str):
-        super().__init__(status, text)
-        self.text = text
-
-
 @stream_request_body
 class Labels(RequestHandler):
     """One image in, its labels out; an error is one line of text."""
@@ -49,9 +41,9 @@ class Labels(RequestHandler):
     async def post(self) -> None:
         given = self.request.headers.get("Authorization", "").encode()
         if self.token and not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
-            raise Refused(401, "Wrong or missing token")
+            raise HTTPError(401, "Wrong or missing token")
         if self.size > self.most_bytes:
-            raise Refused(413, f"The image has {self.size} bytes, at most {self.most_bytes} are taken")
+            raise HTTPError(413, f"The image has {self.size} bytes, at most {self.most_bytes} are taken")
         image = read_image(bytes(self.content))
         self.work = asyncio.get_running_loop().run_in_executor(self.pool, self.predict, image[None])
         try:
@@ -60,11 +52,11 @@ class Labels(RequestHandler):
             return  # nobody waits for it any more
         except Exception:
             logging.exception("the model failed on an image of %s", image.shape)  # for the owner alone
-            raise Refused(500, "The model failed on this image: its owner's log says why") from None
+            raise HTTPError(500, "The model failed on this image: its owner's log says why") from None
         found = f"{getattr(answer, 'dtype', type(answer).__name__)} {getattr(answer, 'shape', '')}"
         needed = f"uint8 {(1, *image.shape[:2])}"
         if not isinstance(answer, np.ndarray) or found != needed:
-            raise Refused(500, f"The model gave {found}, needed is a numpy array of train ids, {needed}")
+            raise HTTPError(500, f"The model gave {found}, needed is a numpy array of train ids, {needed}")
         self.set_header("Content-Type", "image/png")
         self.finish(png_bytes(answer[0]))
 
@@ -76,22 +68,22 @@ class Labels(RequestHandler):
     def write_error(self, status_code: int, **error) -> None:
         text = "POST an 8-bit RGB PNG here" if status_code == 405 else "The service failed, its owner's log says why"
         self.set_header("Content-Type", "text/plain; charset=utf-8")
-        self.finish(getattr(error["exc_info"][1], "text", text) + "\n")
+        self.finish((getattr(error["exc_info"][1], "log_message", None) or text) + "\n")
 
 
 def read_image(content: bytes) -> np.ndarray:
-    """The body of a request to an ``(H, W, 3)`` uint8 RGB image; Refused says what is wrong with it."""
+    """The body of a request to an ``(H, W, 3)`` uint8 RGB image; HTTPError says what is wrong with it."""
     if not content:
-        raise Refused(400, "No image: the body of the request is empty")
+        raise HTTPError(400, "No image: the body of the request is empty")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             picture.load()
     except Image.DecompressionBombError:
-        raise Refused(413, "The image has too many pixels") from None
+        raise HTTPError(413, "The image has too many pixels") from None
     except Exception:  # a broken file makes Pillow raise nearly anything
-        raise Refused(400, "The body of the request is no PNG that can be read") from None
+        raise HTTPError(400, "The body of the request is no PNG that can be read") from None
     if picture.mode != "RGB" or content[24] != 8:
-        raise Refused(400, f"The image must be RGB with 8 bits, it is {picture.mode} with {content[24]}")
+        raise HTTPError(400, f"The image must be RGB with 8 bits, it is {picture.mode} with {content[24]}")
     return np.array(picture)
 
 

@@ -18,7 +18,7 @@ from b2ma_core.report.results import check_alike, cost, read_records, trained_wh
 from b2ma_core.study import provenance
 from b2ma_core.study.arms import branch, main
 from b2ma_core.study.asking import ask_for_labels
-from b2ma_core.study.pipeline import PIPELINE, STAGES, first_to_read, notebooks_before
+from b2ma_core.study.pipeline import PIPELINE, STAGES, notebooks_before
 from b2ma_core.study.provenance import check, look_at_disk, on_disk, training
 from b2ma_core.study.records import Run
 
@@ -76,7 +76,8 @@ def test_the_table_names_functions_that_there_are_and_every_parameter_has_a_read
             assert any(entry in (found, f"{found}.{name}") for found in code_digests(entry)), entry
         assert set(stage.after) <= {other.name for other in PIPELINE}
     assert notebooks_before("05_self_distill") == [STAGES[0], STAGES[2], STAGES[3], STAGES[4]]
-    unread = {name for name in load_params(PROJECT / "params/smoke.yaml").model_dump() if first_to_read([name]) is None}
+    names = load_params(PROJECT / "params/smoke.yaml").model_dump()
+    unread = {name for name in names if not any(stage.read(name) for stage in PIPELINE)}
     assert unread == {"study", "workers", "save_every"}
 
 
@@ -235,7 +236,8 @@ def test_a_record_keeps_where_and_how_long_the_training_ran(study, monkeypatch):
     other = again.record("06_evaluation", {"rows": {"a": {"confusion": {}}}})
     assert other["trained"] == record["trained"] and other["when"]["seconds"] >= 100
     runs = run.folder.parents[1]
-    assert cost({"folder": [0]}, runs)["06_evaluation"].tolist() == [f"{other['when']['seconds']:.0f}"]
+    assert cost({"folder": [0]}, runs)["oracle"].tolist() == [f"{other['trained']['oracle']['seconds']:.0f}"]
+    assert cost({"folder": [0]}, runs)["stage 1"].tolist() == ["-"]
     text = trained_where(read_records("folder", [0], runs))
     assert "on a, abacus" in text and "later" not in text
 

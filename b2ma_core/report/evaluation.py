@@ -63,7 +63,7 @@ def evaluate_run(
     """
     scored = score_rows(run) if scored is None else scored
     scored = scored | (score_rows(run, ["oracle"]) if with_oracle else {})
-    scores = {name: all_splits(apart, run.params.space.num_classes) for name, apart in scored.items()}
+    scores = {name: all_splits(apart) for name, apart in scored.items()}
     rows = {
         name: {
             "miou": scores[name].miou(),
@@ -80,12 +80,9 @@ def evaluate_run(
     return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, bool(rows))}, scores
 
 
-def all_splits(apart: dict[str, ConfusionMatrix], classes: int) -> ConfusionMatrix:
+def all_splits(apart: dict[str, ConfusionMatrix]) -> ConfusionMatrix:
     """The confusion matrix of all splits of one row."""
-    scores = ConfusionMatrix(classes)
-    for each in apart.values():
-        scores += each
-    return scores
+    return ConfusionMatrix.of(sum(each.counts() for each in apart.values()))
 
 
 def predict_part(run: Run, part: Data, shown: Sequence[int]) -> list[np.ndarray]:

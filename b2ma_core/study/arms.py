@@ -14,7 +14,7 @@ from pathlib import Path
 from b2ma_core.data.datasets import PARTS
 from b2ma_core.files import PROJECT
 from b2ma_core.params import base_study, load_params, unlike
-from b2ma_core.study.pipeline import EVALUATION, PIPELINE, STAGES, first_to_read, stage_named
+from b2ma_core.study.pipeline import EVALUATION, PIPELINE, STAGES, stage_named
 from b2ma_core.study.provenance import changes, check, kept, made_from, trainings_of
 from b2ma_core.study.records import Run
 
@@ -25,13 +25,13 @@ def first_stage(names: Iterable[str]) -> str:
     Raises:
         ValueError: for a parameter of the data, which the arms of a study share.
     """
-    names = list(names)
+    notebooks = {EVALUATION}
     for name in names:
-        stage = first_to_read([name])
+        stage = next((stage for stage in PIPELINE if stage.read(name)), None)
         if stage is None or stage.name == "data":
             raise ValueError(f"{name}: an arm shares its study's data; give this one a params file of its own")
-    stage = first_to_read(names)
-    return stage.notebook if stage else EVALUATION
+        notebooks.add(stage.notebook)
+    return min(notebooks, key=STAGES.index)
 
 
 def switched(study: str, params: Path = PROJECT / "params") -> dict:

@@ -3,7 +3,6 @@
 Snakefile, notebooks, arms of the ablation, evaluation and provenance all read it. It imports no torch.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from b2ma_core.data.datasets import PARTS
@@ -24,7 +23,6 @@ class Stage:
         start: the parameter that names the weights it begins with.
         folder: where in the run it lies; a round of stage 2 in a folder of its own inside.
         code: the functions (or whole modules) of the core that make it.
-        computes: whether it computes on the device.
     """
 
     name: str
@@ -36,7 +34,6 @@ class Stage:
     start: str | None = None
     folder: str | None = None
     code: tuple[str, ...] = ()
-    computes: bool = True
 
     def read(self, name: str) -> bool:
         """Whether it reads a parameter."""
@@ -61,7 +58,7 @@ _LOSS = ("stage1_class_weights", "stage1_label_smoothing")
 _TARGET_PARTS = PARTS[2:]
 
 PIPELINE = (
-    Stage("data", "00_data", reads=_DATA, code=("data.conversion.prepare", "minicity"), computes=False),
+    Stage("data", "00_data", reads=_DATA, code=("data.conversion.prepare", "minicity")),
     Stage(
         "source", "01_source_model", after=("data",), folder="source", start="source_start",
         reads=(*_TRAINING, "box", "source_network", "source_start", "source_steps", "source_learning_rate",
@@ -83,7 +80,7 @@ PIPELINE = (
     Stage(
         "patches", "04_hard_patches", after=("data", "labels"), folder="patches",
         reads=("label_space", "grid", "rare_", "learn_from", "learn_images"),
-        code=("study.mining.rare_of", "hard_patches.mine"), computes=False,
+        code=("study.mining.rare_of", "hard_patches.mine"),
     ),
     Stage(
         "stage2", "05_self_distill", after=("data", "labels", "stage1", "patches"), folder="stage2",
@@ -104,8 +101,8 @@ PIPELINE = (
         data=_TARGET_PARTS,  # a method is read as the parameters that it sets; the evaluation's record names it
         code=("report.evaluation.evaluate_run", "report.evaluation.predict_part"),
     ),
-    Stage("figures", "07_figures", after=("evaluation",), computes=False, code=("report.figures", "report.results")),
-    Stage("findings", "08_findings", after=("evaluation",), computes=False,
+    Stage("figures", "07_figures", after=("evaluation",), code=("report.figures", "report.results")),
+    Stage("findings", "08_findings", after=("evaluation",),
           code=("report.figures", "report.paper_figures", "report.results", "report.ablation")),
 )  # fmt: skip
 STAGES = tuple(dict.fromkeys(stage.notebook for stage in PIPELINE))  # the notebooks, in order
@@ -132,11 +129,6 @@ def made_by(name: str) -> set[str]:
     """The names of a stage and of all that it is made from."""
     stage = stage_named(name)
     return {stage.name}.union(*map(made_by, stage.after))
-
-
-def first_to_read(names: Iterable[str]) -> Stage | None:
-    """The first stage that reads one of the parameters; None if no stage does."""
-    return next((stage for stage in PIPELINE if any(map(stage.read, names))), None)
 
 
 def trainings(params: Params) -> dict[str, str]:
