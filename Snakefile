@@ -90,7 +90,8 @@ def gpus(name):
 
     def needed(wildcards):
         params = params_of(wildcards.study)
-        return params.devices if params.accelerator != "cpu" and any(s.read("accelerator") for s in stages_of(name)) else 0
+        computes = any(stage.read("accelerator") for stage in stages_of(name))
+        return params.devices if params.accelerator != "cpu" and computes else 0
 
     return needed
 
