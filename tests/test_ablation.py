@@ -144,13 +144,15 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
     finished("minicity+mix1_images_50", 0, tmp_path, {"stage 1": scored(0.3)})
     images = {"no mix": [None, "images_50", "images_25"], "SpatialMix": ["mix1", "mix1_images_50"]}
     plan = {"curves": {
+        "mix": {"parameter": "stage1_mix", "row": "stage 1", "lines": {"stage 1": [None, "mix1"]}},
         "steps": {"parameter": "stage1_steps", "row": "stage 1",
                   "lines": {"no mix": [None, "steps_300", "steps_100"], "SpatialMix": ["mix1"]}},
         "images": {"parameter": "learn_images", "row": "stage 1", "lines": images},
     }}  # fmt: skip
     points = curves("minicity", plan, [0, 1, 2], tmp_path)
     steps, images = (points[points["varied"] == name] for name in ("steps", "images"))
-    assert set(steps["line"]) == {"no mix"}  # one value is no curve
+    assert set(steps["line"]) == {"no mix"}  # one value is no curve, and two names are a pair
+    assert set(points["varied"]) == {"steps", "images"}
     assert steps["to"].tolist() == ["300"] * 3 + ["1200"] * 3 and steps["seed"].tolist() == [0, 1, 2] * 2
     assert steps["miou"].tolist() == pytest.approx([0.38, 0.48, 0.58, 0.40, 0.50, 0.60])
     assert images["to"].tolist() == ["25"] * 3 + ["all"] * 3 + ["50", "all"]

@@ -117,9 +117,11 @@ def in_words(rows: list[dict]) -> str:
 
 
 def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
-    """mIoU (0 .. 1) along the plan's curves of which two values or more have been run: ``study``, ``varied``,
-    ``line``, ``to`` (the varied parameter's value, "all" for None), ``seed`` and ``miou``; a row a value and seed, in
-    the order of the values, of the seeds that all run values of its line have."""
+    """mIoU (0 .. 1) along the plan's curves of which two values (of names three) or more have been run.
+
+    A row a value and seed: ``study``, ``varied``, ``line``, ``to`` (the varied parameter's value, "all" for None),
+    ``seed`` and ``miou``, in the order of the values, of the seeds that all run values of its line have.
+    """
     rows = []
     for name, curve in plan["curves"].items():
         for line, arms in curve["lines"].items():
@@ -128,8 +130,9 @@ def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / 
                 of_seed = cell_scores(study, [arm, curve["row"]], seeds, runs)
                 if of_seed:
                     found.setdefault(_value(study, arm, curve["parameter"]), of_seed)
-            shared = set.intersection(*map(set, found.values())) if len(found) > 1 else set()
-            values = found if any(isinstance(value, str) for value in found) else sorted(found)
+            named = any(isinstance(value, str) for value in found)
+            shared = set.intersection(*map(set, found.values())) if len(found) > 1 + named else set()
+            values = found if named else sorted(found)
             rows += [(study, name, line, "all" if value == math.inf else str(value), seed, found[value][seed])
                      for value in values for seed in sorted(shared)]  # fmt: skip
     return pd.DataFrame(rows, columns=["study", "varied", "line", "to", "seed", "miou"])
