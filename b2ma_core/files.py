@@ -60,7 +60,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole; NaN becomes null, and a list of plain numbers takes one line."""
+    """Write JSON whole; NaN and infinity become null, and a list of plain numbers takes one line."""
     plain = to_jsonable_python(value, inf_nan_mode="null", fallback=lambda numbers: numbers.tolist())
     text = json.dumps(plain, indent=1)
     text = re.sub(r"\[\n[^][{}\"]*\]", lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)

@@ -281,14 +281,15 @@ def cost(seeds: Mapping[str, Sequence[int]], runs: Path = PROJECT / "runs") -> p
     """Seconds of each training, however often it was stopped and resumed, all rounds together; median over the seeds
     that have it ("-": none), a line a study, in words."""
     columns = {"source": "source model", "stage1": "stage 1", "stage2": "self-distillation", "oracle": "oracle"}
-
-    def median(study: str, stage: str) -> str:
-        trained = [record["trained"] for record in read_records(study, seeds[study], runs)]
-        found = [sum(told["seconds"] for name, told in each.items() if stage_named(name).name == stage)
-                 for each in trained]  # fmt: skip
-        return f"{np.median([*filter(None, found)]):.0f}" if any(found) else "-"
-
-    return pd.DataFrame([{"seconds": study, **{columns[s]: median(study, s) for s in columns}} for study in seeds])
+    rows = []
+    for study, numbers in seeds.items():
+        trained = [record["trained"] for record in read_records(study, numbers, runs)]
+        rows.append({"seconds": study})
+        for stage, column in columns.items():
+            found = [sum(told["seconds"] for name, told in each.items() if stage_named(name).name == stage)
+                     for each in trained]  # fmt: skip
+            rows[-1][column] = f"{np.median([*filter(None, found)]):.0f}" if any(found) else "-"
+    return pd.DataFrame(rows)
 
 
 def main(study: str, seeds: str) -> None:
