@@ -15,8 +15,8 @@ from b2ma_core.params import base_study, check_params, read_yaml
 from b2ma_core.processes import end_with_parent
 from b2ma_core.study.arms import first_stage, switched
 from b2ma_core.study.check import check_study, count_of, seeds_of
+from b2ma_core.study.on_disk import look_at_disk
 from b2ma_core.study.pipeline import EVALUATION, STAGES, notebooks_before, stages_of
-from b2ma_core.study.provenance import look_at_disk
 from b2ma_core.study.records import Run
 
 try:

@@ -10,7 +10,8 @@ from typing import Any
 CORE = Path(__file__).resolve().parent
 # They carry values and files about, and make none: what they say is compared as it is.
 _CARRIERS = (
-    "params", "files", "digests", "minicity", "study.records", "study.provenance", "study.pipeline", "study.arms",
+    "params", "files", "digests", "minicity", "study.records", "study.inputs", "study.provenance", "study.pipeline",
+    "study.arms",
 )  # fmt: skip
 
 

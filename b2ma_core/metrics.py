@@ -79,12 +79,6 @@ class ConfusionMatrix:
         """``(C, C + 1)`` int64 pixels: rows are true classes, columns predicted ones and, last, no answer."""
         return torch.cat([self.matrix, self.unanswered[:, None]], 1)
 
-    def __iadd__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
-        """Add the counts of another."""
-        self.matrix += other.matrix
-        self.unanswered += other.unanswered
-        return self
-
     def iou(self) -> Tensor:
         """``(C,)`` float64 intersection over union, 0 .. 1; NaN for a class neither present nor predicted."""
         hits = self.matrix.diag().double()

@@ -112,7 +112,7 @@ def source_model(study: str, seed: int) -> Callable:
         raise ValueError(f"box: {study} has {run.params.box!r}; serve the owner's study, which has 'model'")
     run.require("01_source_model")
     run.claim()  # the parameters are still those that it was trained with
-    from b2ma_core.study.stages import open_box  # torch, which takes its time
+    from b2ma_core.study.asking import open_box  # torch, which takes its time
 
     return open_box(run).predict
 

@@ -95,11 +95,12 @@ from b2ma_core.hard_patches import Patches, mine  # noqa: E402
 from b2ma_core.models import build_model  # noqa: E402
 from b2ma_core.params import Params, check_params, read_yaml  # noqa: E402
 from b2ma_core.report.evaluation import evaluate_run  # noqa: E402
-from b2ma_core.study import mining, stages  # noqa: E402
-from b2ma_core.study.asking import ask_for_labels  # noqa: E402
+from b2ma_core.study import mining, stages, training  # noqa: E402
+from b2ma_core.study.asking import ask_for_labels, open_box  # noqa: E402
+from b2ma_core.study.batches import generator_for  # noqa: E402
 from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels  # noqa: E402
 from b2ma_core.study.records import Run  # noqa: E402
-from b2ma_core.study.training import generator_for, make_fabric  # noqa: E402
+from b2ma_core.study.training import make_fabric  # noqa: E402
 
 CLASSES = 19
 
@@ -452,7 +453,7 @@ def compiled(case: Case) -> Row:
     images, labels = on(case.device, images), labels.to(case.device)
     _, model = pair("deeplab_small", case.device)
     fabric = make_fabric(params_of(case, "smoke", precision="32-true"))
-    fast = stages.compiled(model, fabric, case.size)
+    fast = training.compiled(model, fabric, case.size)
     if fast is model:
         return Row({"compile": "does not work here, trainings go on without"})
     with torch.no_grad(), exact_float32():
@@ -548,7 +549,7 @@ def until_stage2(run: Run) -> Iterator[str]:
     stages.train(run, "source")
     run.record("01_source_model", {})
     yield "source model"
-    box = stages.open_box(run)
+    box = open_box(run)
     for name in ("target_val", "target_train"):
         if name in parts:
             ask_for_labels(run, box, parts[name])

@@ -14,9 +14,8 @@ from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import load_params, study_file
 from b2ma_core.processes import run_command
 from b2ma_core.queries import VIEWS, weighted_majority_vote
-from b2ma_core.study.asking import ask_views, in_frame, queries
+from b2ma_core.study.asking import ask_views, in_frame, open_box, queries
 from b2ma_core.study.records import Run
-from b2ma_core.study.stages import open_box
 
 
 def main(study: str, seed: int) -> None:

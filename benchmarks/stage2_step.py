@@ -24,8 +24,9 @@ from b2ma_core.hard_patches import mine
 from b2ma_core.models import build_model, freeze_batch_norm
 from b2ma_core.params import Params, load_params
 from b2ma_core.study import mining, stages
+from b2ma_core.study.batches import Batches, generator_for, to_device
 from b2ma_core.study.records import peak_memory
-from b2ma_core.study.training import Batches, generator_for, in_precision, make_fabric, to_device
+from b2ma_core.study.training import in_precision, make_fabric
 
 WARM_UP = 5  # steps that are not counted
 

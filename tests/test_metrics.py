@@ -34,8 +34,7 @@ def test_counts_hold_all_of_a_matrix():
     scores.update(torch.tensor([[0, 0, 1], [1, 1, 255]]), torch.tensor([[0, 1, 1], [1, 255, 0]]))
     assert scores.counts().tolist() == [[1, 0, 0, 1], [1, 2, 0, 0], [0, 0, 0, 0]]
     again = ConfusionMatrix.of(scores.counts().tolist())
-    again += scores
-    assert torch.equal(again.counts(), 2 * scores.counts()) and scores.counts().sum() == 5
+    assert torch.equal(again.counts(), scores.counts()) and again.miou() == scores.miou()
     with pytest.raises(ValueError, match=r"counts: must be \(C, C \+ 1\), got \(3, 3\)"):
         ConfusionMatrix.of(scores.matrix)
 

@@ -15,11 +15,11 @@ from b2ma_core.digests import code_digests
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.params import check_params, load_params
 from b2ma_core.report.results import check_alike, cost, read_records, trained_where
-from b2ma_core.study import provenance
+from b2ma_core.study import inputs, on_disk, provenance
 from b2ma_core.study.arms import branch, main
 from b2ma_core.study.asking import ask_for_labels
 from b2ma_core.study.pipeline import PIPELINE, STAGES, notebooks_before
-from b2ma_core.study.provenance import check, look_at_disk, on_disk, training
+from b2ma_core.study.provenance import check, training
 from b2ma_core.study.records import Run
 
 
@@ -37,7 +37,8 @@ class Threshold:
 @pytest.fixture
 def study(folder_params, tmp_path, monkeypatch):
     """A run on a small data set whose project's folder is a temporary one; called, it prepares the data and opens it."""
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+    monkeypatch.setattr(inputs, "PROJECT", tmp_path)
+    monkeypatch.setattr(on_disk, "PROJECT", tmp_path)
 
     def opened(seed=0, **changes) -> Run:
         params = check_params({**folder_params.model_dump(), "box_queries": 1, **changes}, "x")
@@ -303,8 +304,8 @@ def test_a_changed_arm_is_made_again_and_an_origin_made_anew_is_linked_anew(stud
 
 def test_what_snakemake_sees_changes_with_files_and_values_and_not_with_comments(study, street_folder, monkeypatch):
     def seen(**changes):
-        provenance._stamps.cache_clear()
-        return {name: on_disk(study(**changes), name) for name in STAGES[:7]}
+        on_disk._stamps.cache_clear()
+        return {name: on_disk.on_disk(study(**changes), name) for name in STAGES[:7]}
 
     first = seen()
     assert seen(workers=3) == first
@@ -314,7 +315,7 @@ def test_what_snakemake_sees_changes_with_files_and_values_and_not_with_comments
                    lambda: shutil.copy(street_folder / "train" / "seq_0.png", street_folder / "train" / "seq_9.png")):  # fmt: skip
         before = seen()
         change()
-        after = {name: on_disk(study_without_data(study), name) for name in STAGES[:7]}
+        after = {name: on_disk.on_disk(study_without_data(study), name) for name in STAGES[:7]}
         assert {name for name in before if before[name] != after[name]} == {"00_data"}
         shutil.copy(street_folder / "trainannot" / "seq_0.png", street_folder / "trainannot" / "seq_9.png")
 
@@ -323,24 +324,24 @@ def test_a_record_of_other_code_is_made_again_whatever_the_dates_say(study):
     run = study()
     path, record = run.path("on_disk", "00_data.json"), run.path("records", "00_data.json")
     run.record("00_data", {})
-    look_at_disk(run, "00_data")
+    on_disk.look_at_disk(run, "00_data")
     stamp = path.stat().st_mtime_ns
-    look_at_disk(run, "00_data")
+    on_disk.look_at_disk(run, "00_data")
     assert path.stat().st_mtime_ns == stamp
     stored = json.loads(record.read_text())
     stored["made_from"]["code"]["data.layouts"] = "0"
     write_json(record, stored)  # as in a run from another machine, later than all else here
-    look_at_disk(run, "00_data")
+    on_disk.look_at_disk(run, "00_data")
     assert path.stat().st_mtime_ns > record.stat().st_mtime_ns
 
 
 def study_without_data(study):
-    provenance._stamps.cache_clear()
+    on_disk._stamps.cache_clear()
     return study()
 
 
 def test_the_names_of_torchvisions_files_are_its_own(monkeypatch):
-    models, files = torchvision.models, provenance.IMAGENET_FILES
+    models, files = torchvision.models, inputs.IMAGENET_FILES
     for name, weights in (
         ("deeplab_mobilenet_v2", models.MobileNet_V2_Weights.IMAGENET1K_V1),
         ("deeplabv2_resnet101", models.ResNet101_Weights.IMAGENET1K_V1),

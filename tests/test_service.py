@@ -30,8 +30,7 @@ from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
 from b2ma_core.serve import application
 from b2ma_core.service import LabelService
-from b2ma_core.study import stages
-from b2ma_core.study.asking import ask_for_labels
+from b2ma_core.study.asking import ask_for_labels, open_box
 from b2ma_core.study.preflight import preflight
 from b2ma_core.study.records import STAGES, Run
 
@@ -475,18 +474,18 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(smoke_params, p
     (tmp_path / "vendor.py").write_text(VENDOR)
     owner = Owner(tmp_path, "vendor:predict", "--port", "0")
     run = Run(service_study(smoke_params, owner.address), 0, tmp_path / "runs")
-    box = stages.open_box(run, tmp_path)
+    box = open_box(run, tmp_path)
     box.pauses = (0.001,)
     with pytest.raises(ConnectionError, match=f"{owner.address}, image .*tried . times"):
         ask_for_labels(run, box, part)
     owner.process.wait()
     assert owner.process.returncode == -signal.SIGKILL
-    kept = stages.open_box(run, tmp_path).counts()["answers"]
+    kept = open_box(run, tmp_path).counts()["answers"]
     assert 8 <= kept <= 13  # of the first 13 answers one or two may not have left the machine
     owner.stop()
     owner = Owner(tmp_path, "vendor:predict", "--port", owner.address.rpartition(":")[2])
     try:
-        box = stages.open_box(run, tmp_path)
+        box = open_box(run, tmp_path)
         labels = ask_for_labels(run, box, part)
     finally:
         owner.stop()
@@ -494,7 +493,7 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(smoke_params, p
     queries = smoke_params.box_queries * len(part)
     assert (tmp_path / "answered.txt").read_text() == "." * (14 + queries - kept)  # none that came was asked for again
     assert box.counts()["answers"] == queries
-    assert ask_for_labels(run, stages.open_box(run, tmp_path), part).shape == labels.shape  # nobody is asked
+    assert ask_for_labels(run, open_box(run, tmp_path), part).shape == labels.shape  # nobody is asked
 
 
 def test_a_served_source_model_gives_the_labels_of_the_model_bit_for_bit(smoke_params, part, tmp_path):
@@ -508,16 +507,16 @@ def test_a_served_source_model_gives_the_labels_of_the_model_bit_for_bit(smoke_p
     save_weights(model.state_dict(), owners.path("source", "source.safetensors"))
     owners.claim()
     owners.record(STAGES[1], {})
-    plain = ask_for_labels(owners, stages.open_box(owners), part)
+    plain = ask_for_labels(owners, open_box(owners), part)
     assert len(np.unique(plain)) > 5
     owner = Owner(project.root, "--study", "smoke", "--seed", "3", "--port", "0")
     try:
         run = Run(service_study(smoke_params, owner.address), 0, tmp_path / "runs")
         preflight(run)
         assert not (tmp_path / "client" / "answers").exists()
-        np.testing.assert_array_equal(ask_for_labels(run, stages.open_box(run, tmp_path), part), plain)
+        np.testing.assert_array_equal(ask_for_labels(run, open_box(run, tmp_path), part), plain)
         same_tree(owners.path("labels"), run.path("labels"), "*.png")
-        assert stages.open_box(run, tmp_path).counts()["answers"] == smoke_params.box_queries * len(part)
+        assert open_box(run, tmp_path).counts()["answers"] == smoke_params.box_queries * len(part)
         assert not run.path("source").exists()
     finally:
         owner.stop()
@@ -527,7 +526,7 @@ def test_a_service_that_speaks_of_other_classes_is_joined_by_the_map(server, smo
     params = service_study(smoke_params, server.address, label_space="camvid", box_label_space="cityscapes")
     run = Run(params, 0, tmp_path / "runs")
     preflight(run)
-    plain = ask_for_labels(run, stages.open_box(run, tmp_path), replace(part, labels=None))
+    plain = ask_for_labels(run, open_box(run, tmp_path), replace(part, labels=None))
     table = label_map(CITYSCAPES, CAMVID)
     np.testing.assert_array_equal(plain, table[np.array(part.images)[..., 0] % 19])
 
@@ -548,7 +547,7 @@ def test_seeds_and_arms_share_the_answers_of_their_study(server, smoke_params, p
     for name, seed in (("client", 0), ("client", 1), ("client+two_queries", 0)):
         params = service_study(smoke_params, server.address).model_copy(update={"study": name})
         run = Run(params, seed, tmp_path / "runs")
-        labels = ask_for_labels(run, stages.open_box(run, tmp_path), part)
+        labels = ask_for_labels(run, open_box(run, tmp_path), part)
         np.testing.assert_array_equal(labels, np.array(part.images)[..., 0] % 19)
     assert len(server.asked) == smoke_params.box_queries * len(part)
 

@@ -11,7 +11,8 @@ from b2ma_core.data import conversion, datasets
 from b2ma_core.models import build_model, save_weights
 from b2ma_core.params import check_params
 from b2ma_core.study import stages, training
-from b2ma_core.study.asking import ask_for_labels
+from b2ma_core.study.asking import ask_for_labels, open_box
+from b2ma_core.study.batches import Batches, indices_of
 from b2ma_core.study.preflight import preflight
 from b2ma_core.study.records import Run
 
@@ -67,7 +68,7 @@ def test_a_network_that_draws_goes_on_after_a_stop_as_if_there_was_none(prepared
             network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Dropout(0.5), torch.nn.Conv2d(8, 1, 1))
             model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
             torch.manual_seed(state)  # what has drawn before in this process
-            batches = training.Batches(images, None, params, 0, "s", False)
+            batches = Batches(images, None, params, 0, "s", False)
             losses = lambda step, images, _: iter([model(images).square().mean()])  # noqa: E731
             return training.fit(fabric, {"m": network}, model, optimizer, losses, batches, tmp_path / folder,
                                 result=network, steps=10, rate=lambda step: 0.1)  # fmt: skip
@@ -107,11 +108,11 @@ def test_a_broken_checkpoint_is_named(prepared, content):
 
 
 def test_an_epoch_sees_each_image_once_and_resumes_anywhere():
-    seen = [training.indices_of(range(4 * step, 4 * step + 4), 10, 0, "s") for step in range(5)]
+    seen = [indices_of(range(4 * step, 4 * step + 4), 10, 0, "s") for step in range(5)]
     flat = [i for batch in seen for i in batch]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10)) and flat[:10] != flat[10:]
-    assert training.indices_of(range(12, 16), 10, 0, "s") == seen[3]
-    assert training.indices_of(range(12, 16), 10, 1, "s") != seen[3]
+    assert indices_of(range(12, 16), 10, 0, "s") == seen[3]
+    assert indices_of(range(12, 16), 10, 1, "s") != seen[3]
 
 
 def test_batches_are_the_same_with_loader_processes(smoke_params):
@@ -120,7 +121,7 @@ def test_batches_are_the_same_with_loader_processes(smoke_params):
     both = []
     for workers in (0, 2):
         params = smoke_params.model_copy(update={"workers": workers, "random_scale": [1.0, 1.5]})
-        both.append(list(training.Batches(images, labels, params, 0, "s", True).from_step(1, 4)))
+        both.append(list(Batches(images, labels, params, 0, "s", True).from_step(1, 4)))
     for (a, b), (c, d) in zip(*both, strict=True):
         assert torch.equal(a, c) and torch.equal(b, d) and a.shape == (4, 3, 64, 128)
 
@@ -130,7 +131,7 @@ def test_image_and_labels_are_cut_and_mirrored_alike(smoke_params):
     images = np.repeat(labels[..., None], 3, axis=-1)
     params = smoke_params.model_copy(update={"crop": [32, 48], "random_scale": [1.0, 1.0]})
     for step in range(5):
-        a, b = training.Batches(images, labels, params, 0, "s", True)[step]
+        a, b = Batches(images, labels, params, 0, "s", True)[step]
         assert a.shape == (4, 3, 32, 48) and torch.equal(a[:, 0], b)
 
 
@@ -140,21 +141,21 @@ def test_loader_processes_get_the_names_of_mapped_files_and_not_their_content(sm
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     mapped = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in arrays]
-    batches = training.Batches(*mapped, smoke_params, 0, "s", True)
+    batches = Batches(*mapped, smoke_params, 0, "s", True)
     pickled = pickle.dumps(batches)
     assert len(pickled) < 10_000
-    plain = training.Batches(*arrays.values(), smoke_params, 0, "s", True)
+    plain = Batches(*arrays.values(), smoke_params, 0, "s", True)
     for ours, theirs in zip(pickle.loads(pickled)[3], plain[3], strict=True):
         assert torch.equal(ours, theirs)
     for part in (mapped[0][3:], mapped[0][::-1], mapped[0][[5, 1]]):  # not the file as it is
-        again = pickle.loads(pickle.dumps(training.Batches(part, None, smoke_params, 0, "s", False)))
+        again = pickle.loads(pickle.dumps(Batches(part, None, smoke_params, 0, "s", False)))
         assert np.array_equal(again.images, part)
 
 
 def test_there_are_no_more_loaders_than_shared_memory_has_room_for(prepared, monkeypatch, capsys):
     images = np.zeros((9, 64, 128, 3), np.uint8)
     params = prepared("x").params.model_copy(update={"workers": 8})
-    batches = training.Batches(images, None, params, 0, "s", False)
+    batches = Batches(images, None, params, 0, "s", False)
     assert batches.workers() == 8
     usage = shutil.disk_usage("/")
     room = 3 * 4 * 64 * 128 * 4  # three batches of four images, four bytes a pixel
@@ -179,13 +180,13 @@ def test_weights_are_used_as_they_are_without_source_data(prepared, tmp_path):
     kept = stages.trained_model(run, "source", "source", "source.safetensors").state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in owner.state_dict().items())
     run.record("01_source_model", {})
-    assert stages.open_box(run).predict(np.zeros((1, 64, 128, 3), np.uint8)).shape == (1, 64, 128)
+    assert open_box(run).predict(np.zeros((1, 64, 128, 3), np.uint8)).shape == (1, 64, 128)
 
 
 def test_the_published_recipe_trains_the_target_by_adam_without_warm_up_or_changes(smoke_params):
     values = {k: v for k, v in smoke_params.model_dump(exclude_unset=True).items() if k != "warmup_steps"}
     params = check_params({**values, "method": "published"}, "x")
-    _, optimizer = stages._set_up(
+    _, optimizer = training.set_up(
         params, training.make_fabric(params), build_model("deeplab_small", 19), params.target_optimizer,
         params.weight_decay, params.backbone_rate,
     )  # fmt: skip
@@ -257,11 +258,11 @@ def test_a_training_gives_the_mean_of_its_weights(prepared):
 
 
 def test_two_processes_share_each_batch(prepared):
-    seen = [training.indices_of(range(4 * step, 4 * step + 4), 24, 0, "stage1") for step in range(3)]
+    seen = [indices_of(range(4 * step, 4 * step + 4), 24, 0, "stage1") for step in range(3)]
     params = prepared("x").params
     images = np.random.default_rng(0).integers(0, 256, (24, 64, 128, 3), dtype=np.uint8)
-    whole = training.Batches(images, None, params, 0, "stage1", True)
-    halves = [training.Batches(images, None, params, 0, "stage1", True, rank, 2) for rank in range(2)]
+    whole = Batches(images, None, params, 0, "stage1", True)
+    halves = [Batches(images, None, params, 0, "stage1", True, rank, 2) for rank in range(2)]
     for step in range(len(seen)):
         joined = torch.stack([h[step][0] for h in halves], dim=1).flatten(0, 1)
         assert torch.equal(joined, whole[step][0])
@@ -332,20 +333,16 @@ def test_the_box_answers_every_image_once(prepared, smoke_params, tmp_path):
 
 
 def test_sgd_gives_the_classifier_ten_times_the_rate_and_decays_as_a_polynomial(smoke_params):
-    from b2ma_core.models import build_model
-    from b2ma_core.study.stages import _set_up
-    from b2ma_core.study.training import make_fabric, polynomial
-
     model = build_model("deeplab_small", 19)
-    _, optimizer = _set_up(smoke_params, make_fabric(smoke_params), model, "sgd", 5e-4, 1.0)
+    _, optimizer = training.set_up(smoke_params, training.make_fabric(smoke_params), model, "sgd", 5e-4, 1.0)
     body, classifier = optimizer.param_groups
     assert (body["factor"], classifier["factor"], body["momentum"], body["weight_decay"]) == (1, 10, 0.9, 5e-4)
     assert {id(p) for p in classifier["params"]} == {id(p) for p in model.head.parameters()}
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
-    _, slower = _set_up(smoke_params, make_fabric(smoke_params), model, "adamw", 5e-4, 0.3)
+    _, slower = training.set_up(smoke_params, training.make_fabric(smoke_params), model, "adamw", 5e-4, 0.3)
     assert [(g["factor"], len(g["params"])) for g in slower.param_groups] == [
         (0.3, len(body["params"])), (1, len(classifier["params"]))]  # fmt: skip
-    assert polynomial(0, 10, 2.0) == 2.0 and polynomial(5, 10, 2.0) == pytest.approx(2 * 0.5**0.9)
+    assert training.polynomial(0, 10, 2.0) == 2.0 and training.polynomial(5, 10, 2.0) == pytest.approx(2 * 0.5**0.9)
 
 
 def test_a_source_model_learns_by_sgd_with_a_batch_and_a_size_of_its_own(smoke_params, tmp_path, monkeypatch):

@@ -54,8 +54,8 @@ def read_record(path: Path) -> dict:
     """An evaluation's record; ValueError if it is of an older form, without confusion matrices."""
     record = json.loads(path.read_text())
     if not all("confusion" in row for row in record["metrics"]["rows"].values()):
-        raise ValueError(f"{path}: is of an older form, without confusion matrices; run it again: "
-                         f"make study STUDY={record['study']} SEEDS={record['seed']} FROM={EVALUATION}")  # fmt: skip
+        raise ValueError(f"{path}: is of an older form, without confusion matrices; remove it and run it again: "
+                         f"make study STUDY={record['study']} SEEDS={record['seed']}")  # fmt: skip
     return record
 
 

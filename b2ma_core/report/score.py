@@ -24,8 +24,9 @@ from b2ma_core.models import build_model, load_weights
 from b2ma_core.params import load_params, study_file
 from b2ma_core.processes import run_command
 from b2ma_core.report.results import spread, table_text
+from b2ma_core.study.batches import to_device
 from b2ma_core.study.check import check_writable
-from b2ma_core.study.training import make_fabric, to_device
+from b2ma_core.study.training import make_fabric
 
 
 @torch.no_grad()

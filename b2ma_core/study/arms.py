@@ -14,8 +14,9 @@ from pathlib import Path
 from b2ma_core.data.datasets import PARTS
 from b2ma_core.files import PROJECT
 from b2ma_core.params import base_study, load_params, unlike
+from b2ma_core.study.inputs import made_from, trainings_of
 from b2ma_core.study.pipeline import EVALUATION, PIPELINE, STAGES, stage_named
-from b2ma_core.study.provenance import changes, check, kept, made_from, trainings_of
+from b2ma_core.study.provenance import changes, check, kept
 from b2ma_core.study.records import Run
 
 

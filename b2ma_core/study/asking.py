@@ -7,6 +7,7 @@ images as they are, the *votes* what the weighted majority of all answers says, 
 import json
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,14 +17,35 @@ from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
 from b2ma_core.data.datasets import PARTS, Data
-from b2ma_core.files import write_bytes, write_json, write_png
-from b2ma_core.params import Params
+from b2ma_core.files import PROJECT, write_bytes, write_json, write_png
+from b2ma_core.params import Params, base_study
 from b2ma_core.queries import VIEWS, steadiness, view_size, views, weighted_majority_vote
-from b2ma_core.study.provenance import answered
+from b2ma_core.study.inputs import answered
 from b2ma_core.study.pseudo_labels import answer_size, read_labels, read_steadiness, steadiness_file
 from b2ma_core.study.records import Run
+from b2ma_core.study.stages import trained_model
+from b2ma_core.study.training import make_fabric
 
 _SUFFIXES = ("_color", "_votes", "_confidence", "")  # the plain answers last: they say that all is there
+
+
+def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:
+    """The box of a study: the trained source model, on its owner's side, the vendor's folder, or a service.
+
+    A service is the same box for all seeds and arms: ``<data>/<study>/answers/`` keeps what it said to any of them.
+    """
+    params = run.params
+    if params.box == "folder":
+        return LabelFolder(PROJECT / params.box_root, params.space_of("box"))
+    if params.box == "service":
+        from b2ma_core.service import LabelService  # here: no other box needs httpx
+
+        return LabelService(params.box_address, params.space_of("box"), data / base_study(params.study) / "answers",
+                            params.box_token_variable, params.box_timeout, params.box_requests)  # fmt: skip
+    run.require("01_source_model")
+    fabric = make_fabric(params)
+    model = trained_model(run, "source", "source", "source.safetensors")
+    return LocalModel(model, device=fabric.device, autocast=fabric.autocast)
 
 
 def queries(params: Params, box: BlackBox) -> int:
@@ -33,7 +55,7 @@ def queries(params: Params, box: BlackBox) -> int:
 
 def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: Sequence[Data] = ()) -> np.ndarray:
     """Send a part's images to the box and keep the answers; only what the box would answer otherwise, or to
-    another image, is asked again, see :func:`provenance.answered`.
+    another image, is asked again, see :func:`inputs.answered`.
 
     Args:
         run: the run. ``labels/<part>/<name>.png`` get the answers to the images as they are and

@@ -10,8 +10,8 @@ from torch import Tensor
 from b2ma_core.files import write_bytes
 from b2ma_core.hard_patches import HardPatch, Patches, cut_patches, draw_patches, holders, rare_classes, rarely_seen
 from b2ma_core.params import Params
+from b2ma_core.study.batches import to_device
 from b2ma_core.study.records import Run
-from b2ma_core.study.training import to_device
 
 
 def rare_of(params: Params, pseudo_labels: np.ndarray, confidences: np.ndarray | None) -> tuple[list[int], float]:

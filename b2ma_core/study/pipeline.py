@@ -69,7 +69,7 @@ PIPELINE = (
     Stage(
         "labels", "02_pseudo_labels", after=("data", "source"), folder="labels", data=_TARGET_PARTS,
         reads=("label_space", "box", "box_", "vote_exponent", "learn_from", "source_network", *_DEVICE),
-        code=("study.asking.ask_for_labels", "study.stages.open_box"),
+        code=("study.asking.ask_for_labels", "study.asking.open_box"),
     ),
     Stage(
         "stage1", "03_cross_domain", after=("data", "labels"), folder="stage1", start="init",

@@ -6,8 +6,9 @@ import torch
 from b2ma_core.black_box import LabelFolder
 from b2ma_core.files import PROJECT
 from b2ma_core.params import Params
+from b2ma_core.study.asking import open_box
 from b2ma_core.study.records import Run
-from b2ma_core.study.stages import new_model, open_box
+from b2ma_core.study.stages import new_model
 from b2ma_core.study.training import make_fabric
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from b2ma_core.files import PROJECT, write_bytes, write_json
 from b2ma_core.params import Params, check_params, read_yaml, study_file, unlike
 from b2ma_core.processes import run_command
-from b2ma_core.study import provenance
-from b2ma_core.study.pipeline import EVALUATION, STAGES, notebooks_before, stages_of
+from b2ma_core.study import inputs, provenance
+from b2ma_core.study.pipeline import EVALUATION, STAGES, notebooks_before, stage_named, stages_of
 
 
 class Run:
@@ -58,10 +58,10 @@ class Run:
                 f"{self.folder} is not made with other parameters than params/{self.params.study}.yaml's:\n  "
                 + "\n  ".join(lines) + "\nSet them there, or give the new study a name of its own: copy the file"
             )  # fmt: skip
-        for name in provenance.trainings_of(self):
+        for name in inputs.trainings_of(self):
             before = provenance.kept(self, name)
             if before is not None:
-                now = {**before, "params": provenance.params_of(self.params, name)}
+                now = {**before, "params": inputs.params_of(self.params, name)}
                 provenance.refuse(self, name, provenance.changes(before, now))
         stored, params = self.path("params.json"), self.params.model_dump()
         if not stored.is_file() or json.loads(stored.read_text()) != params:
@@ -100,7 +100,7 @@ class Run:
         again and comes to the same leaves its record as it is.
         """
         trained = provenance.trained(self, stage)
-        own = [told for name, told in trained.items() if provenance.stage_named(name).notebook == stage]
+        own = [told for name, told in trained.items() if stage_named(name).notebook == stage]
         elsewhere = own[-1]["sessions"][-1] if own and stage != EVALUATION else None
         record = {
             "stage": stage,
@@ -108,7 +108,7 @@ class Run:
             "seed": self.seed,
             "params": self.params.model_dump(),
             "metrics": dict(metrics),
-            "made_from": provenance.made_from(self, stages_of(stage)[-1].name),
+            "made_from": inputs.made_from(self, stages_of(stage)[-1].name),
             "trained": trained,
             "when": {
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -6,13 +6,12 @@ notebook, go on after a stop, or be started on several processes:
 """
 
 import argparse
-import copy
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from b2ma_core.augmentations import Changes, draw_changes, jitter_and_blur, sensor_noise
-from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel
 from b2ma_core.class_shares import ClassShares
 from b2ma_core.data.datasets import Data, class_frequencies, load, load_to_learn
 from b2ma_core.distillation import (
@@ -33,25 +31,16 @@ from b2ma_core.distillation import (
     make_teacher,
     self_distillation_step,
 )
-from b2ma_core.files import PROJECT
 from b2ma_core.mixes import mix
-from b2ma_core.models import CLASSIFIERS, build_model, freeze_batch_norm, load_weights
-from b2ma_core.params import Params, base_study, check_params
+from b2ma_core.models import build_model, freeze_batch_norm, load_weights
+from b2ma_core.params import Params, check_params
 from b2ma_core.processes import PARENT, end_with_parent, run_command
+from b2ma_core.study.batches import Batches, generator_for
 from b2ma_core.study.mining import hard_batch, patch_groups, read_patches
 from b2ma_core.study.provenance import processor, training
 from b2ma_core.study.pseudo_labels import read_pseudo_labels
 from b2ma_core.study.records import Run
-from b2ma_core.study.training import (
-    Batches,
-    fit,
-    generator_for,
-    in_precision,
-    learning_rate,
-    make_fabric,
-    polynomial,
-    score,
-)
+from b2ma_core.study.training import fit, in_precision, learning_rate, make_fabric, polynomial, score, set_up
 
 
 def num_classes(params: Params) -> int:
@@ -185,7 +174,7 @@ def train_stage2(run: Run, number: int) -> dict:
     patches = read_patches(run) if params.hard_patch_weight > 0 else []
 
     fabric = _launched(params)
-    student, optimizer = _set_up(
+    student, optimizer = set_up(
         params, fabric, model, params.target_optimizer, params.weight_decay, params.backbone_rate
     )
     teacher = make_teacher(model)
@@ -246,7 +235,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     kind, decay, backbone_rate = params.target_optimizer, params.weight_decay, params.backbone_rate
     if owners:
         kind, decay, backbone_rate = params.source_optimizer, params.source_weight_decay, 1.0
-    student, optimizer = _set_up(params, fabric, model, kind, decay, backbone_rate)
+    student, optimizer = set_up(params, fabric, model, kind, decay, backbone_rate)
     weights = None if weights is None else weights.to(fabric.device)
     batch = (params.source_batch_size if owners else None) or params.batch_size
     mixed = kind_of_mix != "none"
@@ -293,63 +282,12 @@ def _total(fabric: Fabric) -> Callable[[Tensor], Tensor]:
     return lambda tensor: fabric.all_reduce(tensor, reduce_op="sum")
 
 
-def _set_up(
-    params: Params, fabric: Fabric, model: nn.Module, optimizer: str, weight_decay: float, backbone_rate: float
-):
-    """The network as the processes train it, and its optimizer. The weights are those of ``model`` itself."""
-    model = model.to(fabric.device, memory_format=torch.channels_last)
-    if fabric.world_size > 1 and fabric.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    model = compiled(model, fabric, params.image_size) if params.compile else model
-    classifier = [p for name, p in trained.items() if name.startswith(CLASSIFIERS)]
-    body = [p for name, p in trained.items() if not name.startswith(CLASSIFIERS)]
-    if optimizer == "sgd":
-        groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
-        return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
-    groups = [{"params": body, "factor": backbone_rate}, {"params": classifier, "factor": 1}]
-    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-    return fabric.setup(model, kind(groups, lr=0.0, weight_decay=weight_decay))
-
-
-def compiled(model: nn.Module, fabric: Fabric, size: Sequence[int]) -> nn.Module:
-    """torch.compile's form of a network if a training step of it works here; else the network, and a message why."""
-    trial = copy.deepcopy(model).train()
-    try:
-        with fabric.autocast():
-            torch.compile(trial)(torch.zeros(2, 3, *size, device=fabric.device)).mean().backward()
-    except Exception as error:  # whatever is missing: a compiler, a header, an operator
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"compile: does not work here, training goes on without ({reason[:200]})")
-        return model
-    return torch.compile(model)
-
-
 def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None, scale: float) -> Callable[[], float] | None:
     """mIoU for the curve, on 100 images at most, evenly chosen; the evaluation takes all."""
     if data is None or data.labels is None:
         return None
     shown = data.of(data.evenly(100))
     return lambda: score(model, fabric, shown, num_classes(run.params), scale).miou()
-
-
-def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:
-    """The box of a study: the trained source model, on its owner's side, the vendor's folder, or a service.
-
-    A service is the same box for all seeds and arms: ``<data>/<study>/answers/`` keeps what it said to any of them.
-    """
-    params = run.params
-    if params.box == "folder":
-        return LabelFolder(PROJECT / params.box_root, params.space_of("box"))
-    if params.box == "service":
-        from b2ma_core.service import LabelService  # here: no other box needs httpx
-
-        return LabelService(params.box_address, params.space_of("box"), data / base_study(params.study) / "answers",
-                            params.box_token_variable, params.box_timeout, params.box_requests)  # fmt: skip
-    run.require("01_source_model")
-    fabric = make_fabric(params)
-    model = trained_model(run, "source", "source", "source.safetensors")
-    return LocalModel(model, device=fabric.device, autocast=fabric.autocast)
 
 
 TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}

@@ -1,36 +1,29 @@
 """One training loop for every stage, which stops and goes on at any step with the same bits.
 
-Nothing random has a memory here: which images a step sees and every value that it draws follow from (seed, stage,
-step) alone. The step's number is therefore all of the sampler's and the generators' state.
-
-The same bits are a promise for the CPU with the same number of threads. On CUDA the draws are the same, and the values
-are as near as kernels give that add in no fixed order (bilinear upsampling and max pooling backward, for example).
+Nothing random has a memory here, see :mod:`b2ma_core.study.batches`. The same bits are a promise for the CPU with the
+same number of threads. On CUDA the draws are the same, and the values are as near as kernels give that add in no fixed
+order (bilinear upsampling and max pooling backward, for example).
 """
 
+import copy
 import json
 import math
-import os
-import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from b2ma_core.augmentations import random_view
 from b2ma_core.data.datasets import Data
 from b2ma_core.files import only_one, whole_file, write_json
 from b2ma_core.metrics import ConfusionMatrix
-from b2ma_core.models import load_weights, save_weights
+from b2ma_core.models import CLASSIFIERS, load_weights, save_weights
 from b2ma_core.params import Params
-from b2ma_core.processes import end_with_parent
+from b2ma_core.study.batches import Batches, generator_for, to_device
 
 
 def make_fabric(params: Params, devices: int = 1) -> Fabric:
@@ -67,130 +60,34 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def generator_for(seed: int, stage: str, step: int) -> torch.Generator:
-    """The generator of one step of one stage."""
-    key = np.random.SeedSequence([seed, step, *stage.encode()]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(key >> 1))
+def set_up(params: Params, fabric: Fabric, model: nn.Module, optimizer: str, weight_decay: float, backbone_rate: float):
+    """The network as the processes train it, and its optimizer. The weights are those of ``model`` itself."""
+    model = model.to(fabric.device, memory_format=torch.channels_last)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    model = compiled(model, fabric, params.image_size) if params.compile else model
+    classifier = [p for name, p in trained.items() if name.startswith(CLASSIFIERS)]
+    body = [p for name, p in trained.items() if not name.startswith(CLASSIFIERS)]
+    if optimizer == "sgd":
+        groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
+        return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
+    groups = [{"params": body, "factor": backbone_rate}, {"params": classifier, "factor": 1}]
+    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
+    return fabric.setup(model, kind(groups, lr=0.0, weight_decay=weight_decay))
 
 
-def indices_of(numbers: range, images: int, seed: int, stage: str) -> list[int]:
-    """Which of the ``images`` a training sees as its first, second, .. (0, 1, ..), over all its steps.
-
-    An epoch is a new permutation, each image once.
-    """
-    chosen, orders = [], {}
-    for number in numbers:
-        epoch, place = divmod(number, images)
-        if epoch not in orders:
-            orders[epoch] = torch.randperm(images, generator=generator_for(seed, f"{stage} order", epoch))
-        chosen.append(int(orders[epoch][place]))
-    return chosen
-
-
-class Batches(Dataset):
-    """A stage's batches by step: ``batches[step]`` is ``(N, 3, h, w)`` uint8 images and ``(N, h, w)`` uint8 train ids.
-
-    A loader process gets arrays that are memory-mapped by the names of their files: eight loaders of 69 GB of images
-    need no memory for them.
-
-    Args:
-        images: ``(M, H, W, 3)`` uint8.
-        labels: ``(M, H, W)`` uint8 train ids; None for images alone (the labels are then all ignored).
-        params: crop and scale.
-        seed: the run's.
-        stage: name that keeps the draws of stages apart.
-        augment: cut, scale and mirror; otherwise whole images as they are.
-        rank, ranks: which share of each batch this process sees. Draws belong to an image's number in the training, so
-            that any number of processes sees the same images, changed alike.
-        size: images in a batch; None: the parameters' ``batch_size``.
-        scale: lowest and highest enlargement of a view; None: the parameters' ``random_scale``.
-    """
-
-    def __init__(
-        self,
-        images,
-        labels,
-        params: Params,
-        seed: int,
-        stage: str,
-        augment: bool,
-        rank=0,
-        ranks=1,
-        size=None,
-        scale=None,
-    ):
-        self.images, self.labels, self.params, self.augment = images, labels, params, augment
-        self.size, self.scale = size or params.batch_size, tuple(scale or params.random_scale)
-        self.seed, self.stage, self.rank, self.ranks = seed, stage, rank, ranks
-
-    def numbers(self, step: int) -> range:
-        """The numbers, over the whole training, of the images that this process sees in a step."""
-        return range(step * self.size, (step + 1) * self.size)[self.rank :: self.ranks]
-
-    def __getstate__(self) -> dict:
-        return {**vars(self), "images": _by_file(self.images), "labels": _by_file(self.labels)}
-
-    def __setstate__(self, state: dict) -> None:
-        opened = {k: np.load(v, mmap_mode="r") if isinstance(v, Path) else v for k, v in state.items()}
-        vars(self).update(opened)
-
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        numbers, samples = self.numbers(step), []
-        for number, index in zip(numbers, indices_of(numbers, len(self.images), self.seed, self.stage), strict=True):
-            image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
-            labels = torch.full(image.shape[1:], 255, dtype=torch.uint8)
-            if self.labels is not None:
-                labels = torch.from_numpy(np.array(self.labels[index]))
-            if self.augment:
-                generator = generator_for(self.seed, f"{self.stage} view", number)
-                size = tuple(self.params.crop or self.images.shape[1:3])
-                image, labels = random_view(image, labels, size, self.scale, generator)
-            samples.append((image, labels))
-        images, labels = zip(*samples, strict=True)
-        return torch.stack(images), torch.stack(labels)
-
-    def from_step(self, start: int, steps: int, workers: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of the steps ``start .. steps - 1``, in order; loader processes: None, as the parameters say."""
-        workers = self.params.workers if workers is None else workers
-        return iter(DataLoader(
-            self, batch_size=None, sampler=range(start, steps), num_workers=workers,
-            multiprocessing_context="spawn" if workers else None, pin_memory=torch.cuda.is_available(),
-            worker_init_fn=partial(_ends_with, os.getpid()),
-        ))  # fmt: skip
-
-    def workers(self, processes: int = 1, shared: Path = Path("/dev/shm")) -> int:
-        """How many loader processes there is shared memory for, at most as many as the parameters say.
-
-        Loaders hand batches over in shared memory; where it is full they would wait for ever. Each has two batches
-        ready, and one more is in use or in the making.
-
-        Args:
-            processes: trainings on this machine that load as much as this one.
-            shared: where the system keeps shared memory; elsewhere than on Linux it has no such limit.
-        """
-        if not shared.is_dir() or not self.params.workers:
-            return self.params.workers
-        height, width = self.params.crop or self.images.shape[1:3]
-        each = 3 * 4 * height * width * len(self.numbers(0))  # an image has three bytes a pixel, its labels one
-        return min(self.params.workers, shutil.disk_usage(shared).free // (processes * each))
-
-
-def _by_file(array: np.ndarray | None) -> np.ndarray | Path | None:
-    """The file that an array is memory-mapped from, if it is the whole file; else the array."""
-    if getattr(array, "filename", None) is None:  # a copy has none, a part has its whole's
-        return array
-    whole = np.load(array.filename, mmap_mode="r")
-    same = (whole.shape, whole.strides, whole.dtype) == (array.shape, array.strides, array.dtype)
-    return Path(array.filename) if same else array
-
-
-def _ends_with(process: int, _: int) -> None:
-    end_with_parent(signal.SIGKILL, process)
-
-
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 images to float in [0, 1], channels last, on the device."""
-    return images.to(device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last) / 255
+def compiled(model: nn.Module, fabric: Fabric, size: Sequence[int]) -> nn.Module:
+    """torch.compile's form of a network if a training step of it works here; else the network, and a message why."""
+    trial = copy.deepcopy(model).train()
+    try:
+        with fabric.autocast():
+            torch.compile(trial)(torch.zeros(2, 3, *size, device=fabric.device)).mean().backward()
+    except Exception as error:  # whatever is missing: a compiler, a header, an operator
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        print(f"compile: does not work here, training goes on without ({reason[:200]})")
+        return model
+    return torch.compile(model)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
