@@ -16,11 +16,13 @@ from b2ma_core.report.ablation import (
     ablation_cells,
     ablation_rows,
     arms_of,
-    cell_scores,
+    cell_miou,
+    class_differences,
     curve_cells,
     curves,
     in_words,
     main,
+    not_run,
     read_ablation,
 )
 from b2ma_core.study.arms import branch, first_stage, switched
@@ -135,7 +137,8 @@ def test_the_table_compares_with_the_row_above_seed_by_seed(tmp_path):
         finished("minicity", seed, tmp_path, {"stage 1": scored(a), "round 1": scored(b)})
     table = {"first": [None, "stage 1"], "not run": ["plain", "round 1"], "second": [None, "round 1"]}
     rows = ablation_rows("minicity", {"table": table}, [0, 1, 2], tmp_path)
-    assert [row["name"] for row in rows] == ["first", "second (and 1 not run)"] and rows[0]["difference"] is None
+    assert [row["name"] for row in rows] == ["first", "second"] and rows[0]["difference"] is None
+    assert not_run(rows) == 'Not run, so that it is part of "second": not run.'
     mean, half = rows[1]["difference"]
     assert mean == pytest.approx(0.02) and half == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
     for seed, value in enumerate([0.40, 0.50, 0.60]):
@@ -191,8 +194,10 @@ def test_parts_are_taken_out_of_the_whole(tmp_path):
     alone = ablation_rows("minicity", plan, [0], tmp_path)
     assert in_words(alone) == "No mix, against the whole: -2.0 points, one seed."
     left, right = paper_figures.ablation_dots(rows).axes
-    assert [tick.get_text() for tick in left.get_yticklabels()] == ["stage 1", "whole", "no mix"]
-    assert np.ma.filled(right.lines[0].get_xdata(), np.nan)[1:] == pytest.approx([16.5, -1.5])
+    assert [tick.get_text() for tick in left.get_yticklabels()] == ["whole", "against the whole:", "no mix"]
+    assert left.get_title() == "stage 1: 30.0"
+    diamonds = [line.get_xdata().item() for line in right.lines if line.get_marker() == "D"]
+    assert diamonds == pytest.approx([-1.5])  # the first step, from another row's world, is in the table alone
     plan["pairs"] = {"not run": [["mix", "round 1"], ["plain", "round 1"]],
                      "the mix": [[None, "round 1"], ["mix", "round 1"]]}  # fmt: skip
     pair = ablation_rows("minicity", plan, [0, 1], tmp_path)[-1]
@@ -200,6 +205,21 @@ def test_parts_are_taken_out_of_the_whole(tmp_path):
     assert pair["difference"][0] == pytest.approx(0.015)
     plan["table"]["missing"] = ["plain", "round 1"]  # the last row: there is no whole to compare with
     assert len(ablation_rows("minicity", plan | {"pairs": {}}, [0, 1], tmp_path)) == 2
+
+
+def test_what_a_part_is_worth_to_each_class_is_told_seed_by_seed(tmp_path):
+    for seed, road in enumerate((0.5, 0.7)):
+        finished("minicity", seed, tmp_path, {"round 1": scored(road, *[0.2] * 18, pixels=(1000,) * 19)})
+        finished("minicity+plain", seed, tmp_path, {"round 1": scored(0.4, *[0.3] * 18, pixels=(1000,) * 19)})
+        path = tmp_path / "minicity" / str(seed) / "records" / "04_hard_patches.json"
+        write_json(path, {"metrics": {"patches_by_class": {"train": 3} if seed else {}}})
+    cells = [[None, "round 1"], ["plain", "round 1"]]
+    more = class_differences("minicity", cells, [0, 1, 2], tmp_path)
+    assert more.groupby("class")["difference"].mean()[["road", "train"]].tolist() == pytest.approx([0.2, -0.1])
+    assert more[more["mined"]][["class", "seed"]].values.tolist() == [["train", 1]]
+    (axis,) = paper_figures.class_differences(more).axes
+    assert axis.get_xticklabels()[0].get_text() == "road"
+    assert not len(class_differences("minicity", [[None, "round 1"], ["mix", "round 1"]], [0, 1], tmp_path))
 
 
 def test_runs_of_two_recipes_do_not_stand_in_one_table(tmp_path):
@@ -242,7 +262,7 @@ def test_a_row_is_compared_by_what_it_was_made_by(tmp_path):
     def found(row, other_code=(), **values):
         trained = record["trained"] | {name: {"code": {"m": "1"}} for name in other_code}
         write_json(path, {**record, "trained": trained, "params": {**record["params"], **values}})
-        return cell_scores("minicity", ["steps_100", row], [0], tmp_path)
+        return cell_miou("minicity", ["steps_100", row], [0], tmp_path)
 
     assert found("stage 1", stage2_steps=7, oracle_steps=1200, stage2_mix="spatial") == {0: pytest.approx(0.5)}
     assert found("stage 1", ["stage2/round-1"]) == {0: pytest.approx(0.5)}

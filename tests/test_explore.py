@@ -31,10 +31,10 @@ def test_the_answers_errors_are_counted_without_ignored_pixels():
     answer, pseudo = np.array([[0, 2, 1, 1]] * 2, np.uint8), np.array([[0, 0, 0, 1]] * 2, np.uint8)
     seen = np.zeros((2, 4, 3), np.uint8)
     figure = explore.answer_to_view(seen, answer, pseudo, truth, CITYSCAPES, "as it is")
-    assert titles(figure)[::3] == ["what the box saw: as it is", "not as the truth: 33.3%"]
+    assert titles(figure)[::3] == ["what the box saw: as it is", "its answer is not the truth: 33.3%"]
     assert (shown(figure.axes[1]) == CITYSCAPES.colorize(answer)).all()
     figure = explore.answer_to_view(seen, answer, pseudo, None, CITYSCAPES, "as it is")
-    assert titles(figure)[3] == "not as the pseudo labels: 50.0%"
+    assert titles(figure)[3] == "its answer is not the pseudo label: 50.0%"
 
 
 def test_the_patches_of_a_class_are_counted_by_place():

@@ -1,6 +1,7 @@
 """The ablation's table and curves. ``params/ablation.yaml`` lists the arms; ``study/arms.py`` makes runs of them."""
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from b2ma_core.files import PROJECT, load_yaml
+from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.report import results
@@ -34,8 +36,10 @@ def curve_cells(plan: dict) -> list[list]:
     ]
 
 
-def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[int, float]:
-    """mIoU (0 .. 1) of ``[arm, row]`` for each of the seeds that have been run.
+def cell_scores(
+    study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs"
+) -> dict[int, ConfusionMatrix]:
+    """Confusion matrix of ``[arm, row]`` for each of the seeds that have been run.
 
     Raises:
         ValueError: if what an arm's row was made by differs from its study's in more than the arm switches, as after a
@@ -55,8 +59,13 @@ def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = P
         if all(path.is_file() for path in paths):
             origin, record = map(results.read_record, paths)
             results.check_alike(record, origin, free, stages)
-            found[seed] = results.scores_of(record["metrics"], row).miou()
+            found[seed] = results.scores_of(record["metrics"], row)
     return found
+
+
+def cell_miou(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[int, float]:
+    """mIoU (0 .. 1) of :func:`cell_scores`."""
+    return {seed: scores.miou() for seed, scores in cell_scores(study, cell, seeds, runs).items()}
 
 
 def compared(name: str, miou: dict[int, float], other: dict[int, float], against: str) -> dict:
@@ -72,26 +81,49 @@ def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PRO
     another row over the seeds that both have.
 
     ``against`` is that row: "above", for the plan's ``without`` "the whole", the table's last, and for its ``pairs``
-    "the same without it". A name says how many rows above it are missing, whose part is then in its difference.
+    "the same without it". ``skipped`` names the rows above it that were not run, whose part is then in its difference.
     """
-    rows, above, missing = [], {}, 0
-    scores = partial(cell_scores, study, seeds=seeds, runs=runs)
+    rows, above, skipped = [], {}, []
+    scores = partial(cell_miou, study, seeds=seeds, runs=runs)
     for name, cell in plan["table"].items():
         miou = scores(cell)
         if not miou or (above and not miou.keys() & above.keys()):
-            missing += 1
+            skipped.append(name)
             continue
-        name, missing = f"{name} (and {missing} not run)" if missing else name, 0
         if above:
-            rows.append(compared(name, miou, above, "above"))
+            row = compared(name, miou, above, "above")
         else:
-            rows.append({"name": name, "seeds": [*miou], "miou": [*miou.values()], "difference": None,
-                         "against": "above"})  # fmt: skip
-        above = miou
-    whole = {} if missing else above
+            row = {"name": name, "seeds": [*miou], "miou": [*miou.values()], "difference": None, "against": "above"}
+        rows.append(row | {"skipped": skipped})
+        above, skipped = miou, []
+    whole = {} if skipped else above
     parts = [(name, scores(cell), whole, "the whole") for name, cell in plan.get("without", {}).items()]
     pairs = [(name, *map(scores, pair), "the same without it") for name, pair in plan.get("pairs", {}).items()]
     return rows + [compared(*part) for part in parts + pairs if part[1].keys() & part[2].keys()]
+
+
+def class_differences(
+    study: str, cells: Sequence[Sequence], seeds: Sequence[int], runs: Path = PROJECT / "runs"
+) -> pd.DataFrame:
+    """What one cell ``[arm, row]`` has more than another, class by class.
+
+    Args:
+        study: the study.
+        cells: the two.
+        seeds, runs: as in :func:`cell_scores`.
+
+    Returns:
+        A line a seed (that both have) and class: ``class``, ``seed``, ``difference`` of the IoU (-1 .. 1), and
+        ``mined``, whether the study's hard patches of this seed hold the class.
+    """
+    space, pair = load_params(study_file(study)).space, [cell_scores(study, cell, seeds, runs) for cell in cells]
+    lines = []
+    for seed in sorted(pair[0].keys() & pair[1].keys()):
+        path = runs / study / str(seed) / "records" / "04_hard_patches.json"
+        mined = json.loads(path.read_text())["metrics"]["patches_by_class"] if path.is_file() else {}
+        more = (pair[0][seed].iou() - pair[1][seed].iou()).tolist()
+        lines += [(name, seed, value, name in mined) for name, value in zip(space.names, more, strict=True)]
+    return pd.DataFrame(lines, columns=["class", "seed", "difference", "mined"])
 
 
 def ablation_cells(rows: list[dict]) -> pd.DataFrame:
@@ -100,6 +132,12 @@ def ablation_cells(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame({"": [r["name"] for r in rows], "seeds": [str(len(r["seeds"])) for r in rows],
                          "mIoU (%)": [results.spread(r["miou"]) for r in rows],
                          "against the row above (95%)": against})  # fmt: skip
+
+
+def not_run(rows: list[dict]) -> str:
+    """What the table of :func:`ablation_rows` leaves out, a sentence for each row that stands for more than itself."""
+    skipped = [(row["name"], row["skipped"]) for row in rows if row.get("skipped")]
+    return " ".join(f'Not run, so that it is part of "{name}": {"; ".join(names)}.' for name, names in skipped)
 
 
 def in_words(rows: list[dict]) -> str:
@@ -127,7 +165,7 @@ def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / 
         for line, arms in curve["lines"].items():
             found = {}
             for arm in sorted(arms, key=lambda arm: arm is not None):  # where an arm switches nothing, the study stands
-                of_seed = cell_scores(study, [arm, curve["row"]], seeds, runs)
+                of_seed = cell_miou(study, [arm, curve["row"]], seeds, runs)
                 if of_seed:
                     found.setdefault(_value(study, arm, curve["parameter"]), of_seed)
             named = any(isinstance(value, str) for value in found)
@@ -154,7 +192,7 @@ def main(what: str, study: str, seeds: str, *names: str) -> None:
     if what == "table":
         rows = ablation_rows(study, plan, numbers)
         print(f"\n{study}, seeds {numbers}: mean, and paired differences (95%, Student's t)")
-        print(results.table_text(ablation_cells(rows), "plain"))
+        print(results.table_text(ablation_cells(rows), "plain"), not_run(rows), sep="\n")
         return
     if names[:1] == ("quick",):
         names = (*plan["quick"], *names[1:])

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from b2ma_core import hard_patches
 from b2ma_core.labels import LabelSpace
-from b2ma_core.report.figures import PALETTE, error_picture, picture_grid
+from b2ma_core.report.figures import PALETTE, error_picture, outline, picture_grid
 from b2ma_core.spatial_mix import draw_cuts, spatial_mix
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -55,7 +55,7 @@ def answer_to_view(
     """
     known = pseudo_labels if truth is None else truth
     share = (answer == known)[known != space.ignore_index].mean()
-    errors = f"not as the {'pseudo labels' if truth is None else 'truth'}: {1 - share:.1%}"
+    errors = f"its answer is not the {'pseudo label' if truth is None else 'truth'}: {1 - share:.1%}"
     pictures = [seen, space.colorize(answer), space.colorize(pseudo_labels), error_picture(answer, known)]
     figure = picture_grid([pictures[:2], pictures[2:]], [f"what the box saw: {name}", "its answer"], width=5.5)
     for axis, title in zip(figure.axes[2:], ("pseudo labels", errors), strict=True):
@@ -67,7 +67,8 @@ def answer_to_view(
 def patches_of_class(
     images: np.ndarray, labels: np.ndarray, c: int, grid: int, least: float, space: LabelSpace
 ) -> Figure:
-    """Where the hard patches of one class lie under a grid, and some of them, spread evenly over the images.
+    """Where the hard patches of one class lie under a grid, and some of them, spread evenly over the images; what is
+    labelled so is outlined.
 
     Args:
         images, labels: ``(N, H, W, 3)`` uint8 and ``(N, H, W)`` train ids.
@@ -80,12 +81,13 @@ def patches_of_class(
     figure, axes = plt.subplot_mosaic([["where", *range(4)], ["where", *range(4, 8)]], figsize=(7, 1.7),
                                       width_ratios=[2, 1, 1, 1, 1])  # fmt: skip
     axes["where"].imshow(counts, cmap="viridis", aspect=images.shape[1] / images.shape[2])
-    axes["where"].set_title(f"at most {counts.max()} in a cell")
+    axes["where"].set_title(f"bright: up to {counts.max()} in a cell")
     for axis in axes.values():
         axis.set_axis_off()
     for k, i in enumerate(np.linspace(0, len(patches) - 1, min(8, len(patches))).astype(int)):
         rows, columns = hard_patches.cell(*labels.shape[1:], patches[i].row, patches[i].column, grid)
         axes[k].imshow(images[patches[i].image, rows, columns])
+        outline(axes[k], labels[patches[i].image, rows, columns] == c)
     held = len({p.image for p in patches})
     figure.suptitle(f"{space.names[c]}, {grid} x {grid} cells: {len(patches)} in {held} of {len(labels)} images", y=1)
     figure.subplots_adjust(0, 0, 1, 0.8, 0.05, 0.05)

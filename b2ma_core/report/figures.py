@@ -59,14 +59,23 @@ def code(function: Callable) -> Code:
     return Code("\n".join(lines), language="python")
 
 
+def class_patches(space: LabelSpace) -> list[Patch]:
+    """The colours of the classes for a legend."""
+    return [Patch(color=np.array(c) / 255, label=name) for c, name in zip(space.colors, space.names, strict=True)]
+
+
 def class_legend(space: LabelSpace) -> Figure:
     """The colours of the classes, as a strip to put above pictures."""
-    patches = [
-        Patch(color=np.array(color) / 255, label=name) for color, name in zip(space.colors, space.names, strict=True)
-    ]
-    figure, axis = plt.subplots(figsize=(PAGE, 0.2 + 0.2 * -(-len(patches) // 7)))
+    figure, axis = plt.subplots(figsize=(PAGE, 0.2 + 0.2 * -(-space.num_classes // 7)))
     axis.set_axis_off()
-    axis.legend(handles=patches, ncols=7, loc="center", fontsize=7)
+    axis.legend(handles=class_patches(space), ncols=7, loc="center", fontsize=7)
+    return figure
+
+
+def with_legend(figure: Figure, space: LabelSpace) -> Figure:
+    """The figure with the colours of the classes below it."""
+    figure.legend(handles=class_patches(space), ncols=10, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=5.5,
+                  handlelength=1.2, columnspacing=1)  # fmt: skip
     return figure
 
 
@@ -84,7 +93,8 @@ def answer_grid(
     answers: Mapping[str, Sequence[np.ndarray]],
     truth: Sequence[np.ndarray] | None = None,
 ) -> Figure:
-    """A row an image: the image, what is said of it, each followed by where it is wrong, and the truth.
+    """A row an image: the image, what is said of it, each followed by where it is wrong, and the truth; the classes'
+    colours below.
 
     Args:
         space: of the train ids.
@@ -99,7 +109,7 @@ def answer_grid(
             columns[f"errors, {title}"] = [error_picture(*pair) for pair in zip(said, truth, strict=True)]
     if truth is not None:
         columns["truth"] = [space.colorize(labels) for labels in truth]
-    return picture_grid(list(zip(*columns.values(), strict=True)), list(columns))
+    return with_legend(picture_grid(list(zip(*columns.values(), strict=True)), list(columns)), space)
 
 
 def class_bars(data: pd.DataFrame, value: str, **axis) -> Figure:
@@ -137,11 +147,13 @@ def reliability_bars(entries: Sequence[Mapping[str, float]]) -> Figure:
     """How often pseudo labels are right, and how many there are, by confidence: entries of ``metrics.reliability``."""
     figure, axis = plt.subplots(figsize=(3.3, 2.0))
     left = np.array([entry["confidence"] for entry in entries])
-    for i, (key, label) in enumerate((("right", "of them right"), ("pixels", "of all pixels"))):
+    labels = (("right", "right, of the pixels with this confidence"), ("pixels", "pixels with it, of all"))
+    for i, (key, label) in enumerate(labels):
         values = [100 * entry[key] for entry in entries]
         axis.bar(100 * left + 4.5 * i, values, 4.5, align="edge", label=label, color=PALETTE[i])
-    axis.set(xlabel="confidence (%)", ylabel="%", xlim=(0, 100), ylim=(0, 100))
-    axis.legend(fontsize=7, loc="upper left")
+    axis.plot([0, 100], [0, 100], color="0.4", linewidth=0.8, linestyle=":", label="as often right as it says")
+    axis.set(xlabel="confidence (%)", ylabel="share (%)", xlim=(0, 100), ylim=(0, 100))
+    axis.legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 
@@ -184,13 +196,18 @@ def patch_gallery(
         for axis, patch in zip(line, chosen, strict=False):
             rows, columns = cell(*images.shape[1:3], patch.row, patch.column, grid)
             axis.imshow(images[patch.image, rows, columns])
-            inside = np.pad(labels[patch.image, rows, columns] == c, 1)  # a border: whole cells are outlined too
-            axis.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), inside, [0.5], colors="white",
-                         linewidths=0.7)  # fmt: skip
-            axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            outline(axis, labels[patch.image, rows, columns] == c)
         line[0].text(-0.06, 0.5, space.names[c], transform=line[0].transAxes, ha="right", va="center")
     figure.subplots_adjust(0.14, 0.01, 1, 0.99, 0.03, 0.05)
     return figure
+
+
+def outline(axis: Axes, inside: np.ndarray) -> None:
+    """A white line around the true pixels of ``(h, w)`` bool, also where they reach the picture's border."""
+    height, width = inside.shape
+    axis.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(inside, 1), [0.5], colors="white",
+                 linewidths=0.7)  # fmt: skip
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def patch_places(patches: Sequence[HardPatch], grid: int) -> Figure:
@@ -240,23 +257,18 @@ def confusion_picture(matrix: np.ndarray, space: LabelSpace) -> Figure:
 
 
 def miou_by_row(rows: Mapping[str, Sequence[float]]) -> Figure:
-    """mIoU (0 .. 1) of source-only, the stages and the oracle; one dot a seed, a line through the means."""
+    """mIoU (0 .. 1) of source-only, the stages and the oracle; a dot a seed, a line through the means."""
     figure, axis = plt.subplots(figsize=(COLUMN, 2.3))
     values = 100 * pd.DataFrame(rows)
-    dots_and_means(values.drop(columns="oracle", errors="ignore"), axis)
+    shown = values.drop(columns="oracle", errors="ignore")
+    sns.stripplot(shown, color="0.35", size=3, jitter=False, zorder=3, ax=axis)
+    sns.pointplot(shown, errorbar=None, color=PALETTE[0], marker="D", markersize=4, linewidth=1.5, ax=axis)
     if "oracle" in values:
         axis.axhline(values["oracle"].mean(), color=PALETTE[2], linestyle="--", label="oracle")
         axis.legend(loc="lower right")
     plt.setp(axis.get_xticklabels(), rotation=25, ha="right", rotation_mode="anchor")
     axis.set(xlabel="", ylabel="mIoU (%)")
     return figure
-
-
-def dots_and_means(data: pd.DataFrame, axis: Axes, linestyle: str = "-", **columns: str) -> None:
-    """One dot a seed and a line through the means; ``columns``: ``x`` and ``y`` of tidy data, as seaborn has them."""
-    sns.stripplot(data, **columns, color="0.35", size=3, jitter=False, zorder=3, ax=axis)
-    sns.pointplot(data, **columns, errorbar=None, color=PALETTE[0], marker="D", markersize=4, linewidth=1.5,
-                  linestyle=linestyle, ax=axis)  # fmt: skip
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from b2ma_core.report.figures import COLUMN, PAGE, PALETTE, class_bars, dots_and_means, finish_classes
+from b2ma_core.report.figures import COLUMN, PAGE, PALETTE, class_bars, finish_classes
 from b2ma_core.report.results import gaps_closed, miou
 
 
@@ -48,7 +48,7 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
     arrows = [
         ((0.95, 2.4), (0.95, 1.6)), ((3.4, 2.7), (1.9, 1.3)), ((1.9, 0.9), (3.4, 0.9)), ((5.3, 1.0), (6.3, 1.0)),
         ((5.3, 1.4), (6.3, 2.7)), ((8.2, 1.0), (9.2, 1.0)), ((8.2, 2.7), (9.2, 1.4)), ((10.0, 2.4), (10.0, 1.6)),
-        ((10.5, 1.6), (10.5, 2.4)), ((11.1, 3.0), (12.1, 3.0)),
+        ((10.5, 1.6), (10.5, 2.4)), ((11.1, 3.0), (12.1, 3.0)), ((5.3, 1.25), (9.2, 2.65)),
     ]  # fmt: skip
     for start, end in arrows:
         axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "0.3", "linewidth": 0.9})
@@ -58,9 +58,10 @@ def pipeline_overview(notebook: str | None = None) -> Figure:
     )
     axis.text(10.58, 2.0, "average", fontsize=6, va="center")
     axis.text(9.92, 2.0, "labels", fontsize=6, va="center", ha="right")
+    axis.text(7.75, 1.68, "a share of its answers", fontsize=6, ha="center")
     axis.annotate("", (9.2, 0.35), (11.1, 0.35),
                   arrowprops={"arrowstyle": "->", "color": "0.3", "connectionstyle": "arc3,rad=-0.35"})  # fmt: skip
-    axis.text(10.15, -0.15, "again, in rounds; SpatialMix is a switch", fontsize=6, ha="center")
+    axis.text(10.15, -0.15, "again for each further round; SpatialMix is a switch", fontsize=6, ha="center")
     return figure
 
 
@@ -95,30 +96,48 @@ def gap_bars(results: pd.DataFrame) -> Figure:
 
 
 def ablation_dots(rows: Sequence[dict]) -> Figure:
-    """Each row's mIoU, one dot a seed, and its difference to the row above, or to what it says, with a 95% interval."""
+    """Each row's mIoU, a dot a seed and a diamond for the mean, and its difference to what its heading says with a 95%
+    interval; :func:`ablation.ablation_rows`. The table's first row, far from the others, is told in the title."""
+    origin, shown, lines = rows[0], rows[1:] or rows, []
+    for i, row in enumerate(shown):
+        if i and row["against"] != shown[i - 1]["against"]:
+            lines.append((f"against {row['against']}:", None))
+        lines.append((row["name"], row))
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(PAGE, 0.5 + 0.24 * len(rows)), layout="constrained", sharey=True
+        1, 2, figsize=(PAGE, 0.7 + 0.2 * len(lines)), layout="constrained", sharey=True
     )
-    data = pd.DataFrame(rows)[["name", "miou"]].explode("miou", ignore_index=True)
-    dots_and_means(data.assign(miou=100 * data["miou"].astype(float)), left, "none", x="miou", y="name")
-    mean, half = 100 * np.array([row["difference"] or (np.nan, np.nan) for row in rows]).T
-    right.errorbar(mean, np.arange(len(rows)), xerr=half, fmt="D", color=PALETTE[0], markersize=4, capsize=2)
+    for y, (_, row) in enumerate(lines):
+        if row is None:
+            left.axhline(y - 0.4, color="0.6", linewidth=0.6, linestyle=":")
+            right.axhline(y - 0.4, color="0.6", linewidth=0.6, linestyle=":")
+            continue
+        values = 100 * np.array(row["miou"])
+        left.plot(values, [y] * len(values), "o", color="0.35", markersize=3, zorder=3)
+        left.plot(values.mean(), y, "D", color=PALETTE[0], markersize=4)
+        if row["difference"] and row is not rows[1]:  # stage 1 against source-only: labels, not parts; in the table
+            mean, half = 100 * np.array(row["difference"])
+            right.errorbar(mean, y, xerr=half, fmt="D", color=PALETTE[0], markersize=4, capsize=2)
+    left.set_yticks(range(len(lines)), [name for name, _ in lines])
+    left.invert_yaxis()
     right.axvline(0, color="0.4", linewidth=0.8)
-    left.set(xlabel="mIoU (%)", ylabel="")
-    right.set_xscale("symlog", linthresh=2, linscale=2)  # the parts' tenths beside the labels' ten points
-    low, high = np.nanmin([*(mean - half), -1]), np.nanmax([*(mean + half), 1])
-    right.set_xlim(1.15 * low, 1.15 * high)
-    right.set_xticks([tick for tick in (-10, -2, -1, 0, 1, 2, 10) if low <= tick <= high])
-    right.set_xticks([], minor=True)
-    right.xaxis.set_major_formatter("{x:g}")
-    right.set(xlabel="difference in points of mIoU (95% interval;\nlogarithmic beyond 2)")
-    right.annotate("against the row above:", (0.98, -0.3), xycoords=("axes fraction", "data"), ha="right", va="center",
-                   fontsize=6)  # fmt: skip
-    for first in (i for i in range(1, len(rows)) if rows[i]["against"] != rows[i - 1]["against"]):
-        for axis in (left, right):
-            axis.axhline(first - 0.5, color="0.6", linewidth=0.6, linestyle=":")
-        right.annotate(f"against {rows[first]['against']}:", (0.98, first - 0.3), xycoords=("axes fraction", "data"),
-                       ha="right", va="center", fontsize=6)  # fmt: skip
+    right.tick_params(labelleft=False)
+    left.set(xlabel="mIoU (%)", title=f"{origin['name']}: {100 * np.mean(origin['miou']):.1f}")
+    right.set(xlabel="points of mIoU, 95% interval", title="against the row above")
+    return figure
+
+
+def class_differences(data: pd.DataFrame) -> Figure:
+    """Points of IoU that a part is worth to each class, lines of :func:`ablation.class_differences`: means over seeds
+    and standard deviations; the classes that hard patches were mined for, in most of the seeds, marked."""
+    means = data.groupby("class")[["difference", "mined"]].mean().sort_values("difference", ascending=False)
+    kind = np.where(data["class"].map(means["mined"]) > 0.5, "mined", "not mined")
+    figure, axis = plt.subplots(figsize=(PAGE, 2.3))
+    sns.barplot(data.assign(points=100 * data["difference"], kind=kind), x="class", y="points", hue="kind",
+                order=means.index, palette={"mined": PALETTE[3], "not mined": PALETTE[0]}, dodge=False,
+                errorbar="sd", err_kws={"linewidth": 0.6}, saturation=1, ax=axis)  # fmt: skip
+    axis.axhline(0, color="0.4", linewidth=0.8)
+    axis.set(ylabel="points of IoU")
+    finish_classes(axis)
     return figure
 
 
@@ -149,8 +168,10 @@ def _in_order(values: Sequence[str]) -> list[str]:
 
 
 def noise_by_class(scores: pd.DataFrame) -> Figure:
-    """Share of a class's answers that are wrong (1 - precision): lines of :func:`results.class_scores`."""
-    wrong = scores.assign(wrong=100 * (1 - scores["precision"]))
+    """Share of a class's answers that are wrong (1 - precision): lines of :func:`results.class_scores`. A class that
+    is answered on fewer than a fiftieth of its true pixels has no bar."""
+    told = scores["answers"] >= 0.02 * scores["true_pixels"]
+    wrong = scores.assign(wrong=100 * (1 - scores["precision"].where(told)))
     return class_bars(wrong, "wrong", ylabel="wrong answers (%)", ylim=(0, 100))
 
 
