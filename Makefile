@@ -1,4 +1,4 @@
-# make study    sets up .venv and runs a study            make test    sets up .venv and passes the tests
+# make study    sets up .venv and runs a study            make test    sets up .venv and runs the tests
 # make lab      JupyterLab on the notebooks               make figures draws figures/ again from records
 # make ablation the parts of the method one by one        (RUNS=figures/records: from the committed ones)
 #               (QUICK=1: mixes and hard patches)         make records keeps the records of runs/ there
