@@ -87,12 +87,12 @@ class Changes(NamedTuple):
 def draw_changes(
     count: int, strength: float, jitter_probability: float, blur_probability: float, generator: torch.Generator
 ) -> Changes:
-    """Draw colour jitter and Gaussian blur for each of ``count`` images.
+    """Draw colour jitter and Gaussian blur for each of ``count`` images; the published code draws once a batch.
 
     Args:
         count: number of images.
-        strength: brightness, contrast and saturation are scaled by U(1 - s, 1 + s), the hue is turned by U(-s, s) of
-            half a circle (published 0.25).
+        strength: brightness, contrast and saturation are scaled by U(1 - s, 1 + s) (published 0.25), the hue is turned
+            by U(-s, s) of half a circle; the published code turns it by as much of a whole one.
         jitter_probability: of changing an image's colours (published 0.8).
         blur_probability: of blurring it with sigma ~ U(0.15, 1.15) pixels (published 0.5).
         generator: source of all randomness, on the CPU.
@@ -109,7 +109,7 @@ def jitter_and_blur(images: Tensor, changes: Changes) -> Tensor:
     """Colour jitter and Gaussian blur.
 
     Args:
-        images: ``(N, 3, H, W)`` float RGB in [0, 1].
+        images: ``(N, 3, H, W)`` float RGB in [0, 1], of 5 pixels a side or more.
         changes: of the N images, see :func:`draw_changes`.
 
     Returns:

@@ -135,8 +135,8 @@ class LabelFolder:
             view: of it, from 0.
             sent: (height, width) of the view.
             photograph: (height, width) of the image before it was brought to the study's size. An answer has the size
-                of either, or any other of the proportions of one of them, a pixel more or less; of a larger or smaller
-                view, whose sides are rounded, eight pixels.
+                of either, or any other, of 16 pixels a side or more, of the proportions of one of them, a pixel more or
+                less; of a larger or smaller view, whose sides are rounded, eight pixels.
             size: (height, width) wanted, the nearest pixels are taken; None: ``sent``.
 
         Returns:
@@ -155,7 +155,7 @@ class LabelFolder:
         if not any(_alike(labels.shape, other, rounding) for other in (sent, photograph)):
             own = f", the photograph {photograph}" if photograph != sent else ""
             raise ValueError(f"{path}: labels are {labels.shape}, the image is {sent}{own} (H x W): they must have the "
-                             "proportions of one of them")  # fmt: skip
+                             "proportions of one of them, and 16 pixels a side")  # fmt: skip
         labels = labels if self.space is None else self.space.from_file(labels, str(path))
         height, width = size or sent
         if labels.shape == (height, width):
@@ -186,9 +186,11 @@ def ask(
         ``(N, H, W)`` uint8 train ids, or of the size wanted.
 
     Raises:
-        ValueError: if the answer has another shape or type, or holds ids outside the label space; it names the box
-            and the image.
+        ValueError: if there are not as many names as images, the answer has another shape or type, or holds ids
+            outside the label space, of which it names the image.
     """
+    if len(names) != len(images):
+        raise ValueError(f"names: {len(names)}, but there are {len(images)} images")
     answer = box.predict(images, names) if size is None else box.predict(images, names, size)
     expected = (len(images), *(size or images.shape[1:3]))
     who = f"the box {type(box).__name__}"

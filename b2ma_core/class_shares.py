@@ -45,6 +45,8 @@ class ClassShares(nn.Module):
     @torch.no_grad()
     def update(self, counts: Tensor) -> None:
         """Take in ``(C,)`` pixels of a whole batch, once a step."""
+        if not counts.any():  # a batch without a pixel says nothing
+            return
         keep = min(1 - 1 / (int(self.steps) + 1), self.momentum)
         self.running.lerp_(counts / counts.sum(), 1 - keep)
         self.steps += 1

@@ -83,6 +83,8 @@ def pixel_weights(train_ids: Tensor, weights: Tensor | None = None) -> Tensor:
 def consistency_loss(logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:
     """Cross-entropy against the teacher's labels; every pixel of an image weighs the image's share of sure pixels.
 
+    The published code has one share for all images of a batch.
+
     Args:
         logits: ``(N, C, H, W)`` float, the student's.
         pseudo_labels: ``(N, H, W)`` int64, the teacher's arg max; 255 is ignored.
@@ -92,7 +94,8 @@ def consistency_loss(logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, 
     Returns:
         Scalar: mean over all pixels of weight x cross-entropy.
 
-    Source: Luo et al., CROTS (IJCV 2024), self distillation; the weight follows DACS (Tranheden et al., WACV 2021).
+    Source: Luo et al., CROTS (IJCV 2024), self distillation, after DACS (Tranheden et al., WACV 2021); the share of
+    each image is ours.
     """
     weight = (confidence >= threshold).float().mean((1, 2), keepdim=True)
     return (weight * pixel_cross_entropy(logits, pseudo_labels)).mean()
@@ -110,10 +113,15 @@ def ema_update(teacher: nn.Module, student: nn.Module, step: int, alpha: float =
         buffers: average floating-point buffers (batch-norm statistics) too, and copy counters; False leaves all
             buffers alone, as the published code does.
 
+    Raises:
+        ValueError: if the two are not of the same make.
+
     Source: Tarvainen and Valpola, Mean teachers (NeurIPS 2017); the warm-up from the published code.
     """
     alpha = min(1 - 1 / (step + 1), alpha)
     pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if any(t.shape != s.shape for t, s in pairs):
+        raise ValueError("teacher and student: networks of different shapes")
     if buffers:
         pairs += list(zip(teacher.buffers(), student.buffers(), strict=True))
     floating = [(t, s) for t, s in pairs if t.is_floating_point()]
@@ -190,6 +198,7 @@ def teach(
 
     Raises:
         ValueError: for another kind, or a box_share without train ids.
+        RuntimeError: by torch, for train ids beside 255 that are no classes of the network.
     """
     if kind not in ("probability", "logit"):
         raise ValueError(f"kind: 'probability' or 'logit', got {kind!r}")
@@ -209,7 +218,7 @@ def teach(
         if box_share > 0:
             said = train_ids[part][:, None]
             weight = box_share * (said != 255).float()
-            scores = (scores * (1 - weight)).scatter_add_(1, said.clamp(max=scores.shape[1] - 1), weight)
+            scores = (scores * (1 - weight)).scatter_add_(1, said.where(said != 255, 0), weight)
         confidence[part], pseudo_labels[part] = scores.max(1)
     if shares is not None:
         shares.update(sharing.total(counts))

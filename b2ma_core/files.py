@@ -151,7 +151,8 @@ def png_header(path: str | Path) -> tuple[int, int]:
 
 
 def read_label_map(path: str | Path) -> np.ndarray:
-    """``(H, W)`` uint8 values of a PNG with one channel, exactly as they are stored: of a palette the indices.
+    """``(H, W)`` uint8 values of a PNG with one channel, exactly as they are stored: of a palette the indices. A map
+    with an EXIF orientation is turned by it, as its image is.
 
     The format counts, not the name: JPEG changes values.
 

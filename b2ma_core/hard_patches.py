@@ -32,7 +32,7 @@ def class_statistics(
     """Pixels per class, and mean confidence per class.
 
     Args:
-        pseudo_labels: ``(H, W)`` integer maps of train ids; values from ``num_classes`` on are ignored.
+        pseudo_labels: ``(H, W)`` integer maps of train ids, 0 or more; values from ``num_classes`` on are ignored.
         num_classes: number of classes C.
         confidences: ``(H, W)`` maps, one per label map, where the box gave them: float 0 .. 1, or uint8 0 .. 255 that
             stand for 0 .. 1.
@@ -42,17 +42,19 @@ def class_statistics(
         confidences were given.
 
     Raises:
-        ValueError: if there are not as many confidence maps as label maps.
+        ValueError: if there are not as many confidence maps as label maps, or one is of another size.
     """
     counts, sums = np.zeros(num_classes, np.int64), np.zeros(num_classes)
     maps = ((labels, None) for labels in pseudo_labels)
     if confidences is not None:
         maps = zip(pseudo_labels, confidences, strict=True)
     for labels, confidence in maps:
-        labels = np.asarray(labels).ravel()
+        shape, labels = np.shape(labels), np.asarray(labels).ravel()
         known = labels < num_classes
         counts += np.bincount(labels[known], minlength=num_classes)
         if confidence is not None:
+            if np.shape(confidence) != shape:
+                raise ValueError(f"confidences: a map is {np.shape(confidence)}, its labels are {shape}")
             full = 255 if np.asarray(confidence).dtype == np.uint8 else 1
             sums += np.bincount(labels[known], np.asarray(confidence, np.float64).ravel()[known], num_classes) / full
     nothing = np.full(num_classes, np.nan)
@@ -87,7 +89,8 @@ def rare_classes(
     present = np.flatnonzero(counts)
     rare = set(present[np.argsort(counts[present], kind="stable")[:k]].tolist())
     if confidences is not None:
-        rare |= set(present[np.argsort(means[present], kind="stable")[:k]].tolist())
+        means = means[present].round(9)  # equal ones are equal, however they were added up
+        rare |= set(present[np.argsort(means, kind="stable")[:k]].tolist())
     return sorted(rare)
 
 
@@ -149,7 +152,7 @@ def mine(
 
     Source: Luo et al., CROTS (IJCV 2024), hard patches mining.
     """
-    wanted, patches = sorted(rare_classes), []
+    wanted, patches = sorted(set(rare_classes)), []
     for image, labels in enumerate(pseudo_labels):
         labels = np.asarray(labels)
         height, width = labels.shape
@@ -157,7 +160,7 @@ def mine(
             raise ValueError(f"grid is {grid}, but image {image} has {height} x {width} pixels")
         h, w = height // grid, width // grid
         cells = labels[: h * grid, : w * grid].reshape(grid, h, grid, w)
-        needed = max(least * h * w, 1)
+        needed = max(least * h * w - 1e-9, 1)  # 0.07 of 100 is a little more than 7
         present = np.stack([(cells == c).sum((1, 3)) >= needed for c in wanted] or [np.zeros((grid, grid), bool)])
         for row, column in np.argwhere(present.any(axis=0)).tolist():
             classes = tuple(c for c, here in zip(wanted, present[:, row, column], strict=False) if here)
@@ -223,7 +226,7 @@ def cut_patches(
     Raises:
         ValueError: if there are none, or one lies outside the grid.
     """
-    if not patches or max(max(row, column) for _, row, column, _ in patches) >= grid:
+    if not patches or not all(0 <= min(p.row, p.column) <= max(p.row, p.column) < grid for p in patches):
         raise ValueError(f"patches: {len(patches)} given, needed is one at least, all inside a grid of {grid} x {grid}")
     size, pictures, maps, places = labels.shape[1:], [], [], []
     for image, row, column, _ in patches:

@@ -41,9 +41,11 @@ class ConfusionMatrix:
             target: integer array of the same shape and range.
 
         Raises:
-            ValueError: if the shapes differ, or a value is out of range.
+            ValueError: if the shapes differ, or a value is out of range; where the target is ``ignore_index``, the
+                prediction is not looked at.
         """
-        prediction, target = torch.as_tensor(prediction), torch.as_tensor(target)
+        prediction, target = (torch.as_tensor(np.ascontiguousarray(m) if isinstance(m, np.ndarray) else m)
+                              for m in (prediction, target))  # fmt: skip
         if prediction.shape != target.shape:
             raise ValueError(f"prediction is {tuple(prediction.shape)}, target is {tuple(target.shape)}: sizes differ")
         keep = target != self.ignore_index
@@ -137,7 +139,7 @@ def reliability(
         if confidence.dtype == np.uint8:
             confidence = confidence / np.float32(255)
         known = truth != ignore_index
-        part = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+        part = np.minimum((confidence * bins + 1e-6).astype(np.int64), bins - 1)  # 0.29 of 100 is a little less than 29
         counts += np.bincount(part[known], minlength=bins)
         hits += np.bincount(part[known & (label == truth)], minlength=bins)
     return [

@@ -118,14 +118,20 @@ def majority_vote(
         answers: ``(K, ...)`` uint8 train ids, one map or batch of maps per query; values from ``num_classes`` on are
             no vote.
         num_classes: number of classes.
-        weights: what a vote counts, positive, of a shape that broadcasts to that of the answers; None: each one.
+        weights: ``(K, ...)``, what a vote counts, positive, of as many axes as the answers; each but the first is as
+            theirs or 1. None: each vote one.
 
     Returns:
         ``(...)`` uint8 train ids, 255 where nobody voted; ties go to the lower id. ``(...)`` float32 shares of all
         weight, 0 .. 1.
+
+    Raises:
+        ValueError: if there are not as many weights as answers.
     """
     if weights is None:
         weights = np.ones((len(answers),) + (1,) * (answers.ndim - 1))
+    if weights.ndim != answers.ndim or len(weights) != len(answers):
+        raise ValueError(f"weights: {weights.shape}, the answers are {answers.shape}: needed is a weight an answer")
     weights = (weights / weights.sum(0)).astype(np.float32)
     labels = np.full(answers.shape[1:], 255, np.uint8)
     most = np.zeros(answers.shape[1:], np.float32)
@@ -135,7 +141,7 @@ def majority_vote(
             votes += (answer == c) * weight
         labels[votes > most] = c
         np.maximum(most, votes, out=most)
-    return labels, most
+    return labels, most.clip(max=1)  # sums of thirds may be a little more
 
 
 def agreement(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:

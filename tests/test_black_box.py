@@ -150,3 +150,8 @@ def test_images_are_ranked_by_mean_entropy_on_the_owners_side(smoke_params, tmp_
     assert entropies["bright"] == pytest.approx(-p * np.log(p) - (1 - p) * np.log(1 - p), rel=1e-4)
     assert run.path("labels", "target_train_easy.txt").read_text() == "bright\n"
     assert run.path("labels", "target_train_hard.txt").read_text() == "middle\ndark\n"
+
+
+def test_a_box_is_asked_with_a_name_for_each_image():
+    with pytest.raises(ValueError, match="names: 1, but there are 2 images"):
+        ask(LocalModel(Lopsided()), IMAGES, ["a"], CITYSCAPES)

@@ -373,3 +373,16 @@ def test_a_batch_without_any_label_teaches_nothing():
     nothing = torch.full((4, 32, 64), 255)
     ours, loss = gradients(student, cross_domain_step(student, images, nothing, torch.ones(5), 0.1, Sharing(2)))
     assert loss == 0 and not ours.any()
+
+
+def test_what_cannot_be_averaged_or_is_no_class_is_refused():
+    with pytest.raises(ValueError, match="networks of different shapes"):
+        ema_update(nn.Linear(3, 4), nn.Linear(3, 1), 0)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        teach(nn.Conv2d(3, 7, 1), torch.rand(1, 3, 4, 4), train_ids=torch.full((1, 4, 4), 7), box_share=0.3)
+
+
+def test_a_batch_without_a_pixel_says_nothing_of_the_class_shares():
+    shares = ClassShares(np.array([0.5, 0.5]), 1.0)
+    shares.update(torch.zeros(2, dtype=torch.long))
+    assert shares.change().tolist() == [0, 0] and int(shares.steps) == 0

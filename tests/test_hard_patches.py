@@ -104,3 +104,17 @@ def test_a_cell_counts_from_a_share_of_its_pixels_on():
     labels[0, :2], labels[0, 8] = 5, 5
     assert [p[1:3] for p in mine([labels], [5], grid=2)] == [(0, 0), (0, 1)]
     assert [p[1:3] for p in mine([labels], [5], grid=2, least=2 / 64)] == [(0, 0)]
+
+
+def test_equal_confidences_are_a_tie_however_they_were_added_up():
+    labels = np.array([[0, 0, 0, 1]], np.uint8)
+    for value in (np.full(labels.shape, 11, np.uint8), np.full(labels.shape, 0.1)):
+        assert rare_classes([labels], 2, [value], k=1) == [0, 1]  # 1 has the fewest pixels, 0 wins the tie
+    with pytest.raises(ValueError, match=r"confidences: a map is \(4, 1\), its labels are \(1, 4\)"):
+        rare_classes([labels], 2, [np.ones((4, 1))])
+
+
+def test_a_share_of_a_cell_is_counted_exactly_and_a_class_named_once():
+    labels = np.full((10, 10), 3, np.uint8)
+    labels.flat[:7] = 5
+    assert mine([labels], [5, 5], grid=1, least=0.07) == [(0, 0, 0, (5,))]

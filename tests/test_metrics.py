@@ -106,3 +106,11 @@ def test_reliability_against_a_plain_loop():
     assert sum(e["pixels"] for e in found) == pytest.approx(1)
     as_bytes = (confidences * 255).round().astype(np.uint8)
     assert reliability(iter(labels), iter(target), iter(as_bytes)) == found
+
+
+def test_mirrored_views_are_counted_and_bins_are_exact():
+    scores, flipped = ConfusionMatrix(2), np.array([[0, 1]])[:, ::-1]
+    scores.update(flipped, flipped.copy())
+    assert scores.miou() == 1
+    told = reliability(np.zeros((1, 1, 1), int), np.zeros((1, 1, 1), int), np.full((1, 1, 1), 0.29), bins=100)
+    assert told[0]["confidence"] == 0.29

@@ -241,3 +241,23 @@ def test_torchvisions_resnet_answers_alike_in_our_input_format():
     expected = theirs.bn1(theirs.conv1((images - mean) / std))
     answer = ours.bn1(ours.conv1(images.flip(1) * 255 - ours.bgr_mean))
     torch.testing.assert_close(answer[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["holds itself", "numbers as names", "meta", "sparse", "complex", "too large"])
+def test_hostile_checkpoints_are_refused_and_change_nothing(tmp_path, case):
+    model = build_model("deeplab_small", 7)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state, name, path = model.state_dict(), "head.out.1.bias", tmp_path / "weights.pth"
+    if case == "holds itself":
+        state = {}
+        state["state_dict"] = state
+    elif case == "numbers as names":
+        state = {0: torch.ones(2), (1, 2): torch.ones(3)}
+    else:
+        changed = {"meta": state[name].to("meta"), "sparse": state[name].to_sparse(), "complex": state[name].cfloat(),
+                   "too large": torch.full_like(state[name], 1e300, dtype=torch.float64)}  # fmt: skip
+        state[name] = changed[case]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f"{path}: "):
+        load_weights(model, path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

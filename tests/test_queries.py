@@ -390,3 +390,11 @@ def test_other_images_under_the_same_names_are_not_taken_for_the_training_images
     chosen, notes = deliveries(params, LabelFolder(street_folder / "trainannot"), [parts["target_val"], parts["target_train"]],
                                data=tmp_path / "data")  # fmt: skip
     assert [part.name for part in chosen] == ["target_train"] and "other images under names of target_train" in notes[0]
+
+
+def test_a_weight_belongs_to_an_answer_and_no_share_is_more_than_all():
+    answers = np.zeros((10, 1, 1), np.uint8)
+    assert majority_vote(answers, 2)[1].max() == 1  # ten tenths as float32 are a little more
+    for weights in (np.array(2.0), np.ones((1, 1, 1)), np.ones(10)):
+        with pytest.raises(ValueError, match="weights: .* needed is a weight an answer"):
+            majority_vote(answers, 2, weights)

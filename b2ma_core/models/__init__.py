@@ -121,7 +121,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             "Choose the network that they were trained for"
         )
     for name, value in state.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_meta or value.layout != torch.strided or value.is_complex():
+            raise ValueError(f"{path}: {name} is no tensor of plain numbers but {value.layout}, {value.dtype}, on "
+                             f"{value.device}. Save the network's own state_dict()")  # fmt: skip
+        value = value.to(expected[name].dtype)
+        if not value.isfinite().all():
             raise ValueError(
                 f"{path}: {name} holds {int((~value.isfinite()).sum())} values that are not finite (NaN or infinite): "
                 "the training behind it has diverged. Lower its learning rate, or take an earlier checkpoint"
@@ -141,16 +145,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as weights: truncated, not a checkpoint, or holding pickled code, which is never "
             f"run here ({reason[:200]}). Fetch the file again, or save the plain state_dict as safetensors"
         ) from error
-    while isinstance(state, dict):
-        inside = [k for k in (*_KEPT_UNDER, *_AVERAGES) if isinstance(state.get(k), dict)]
-        if not inside:
-            break
+    for _ in range(9):  # a file may hold itself
+        inside = [k for k in (*_KEPT_UNDER, *_AVERAGES) if isinstance(state, dict) and isinstance(state.get(k), dict)]
         if len(inside) > 1 and inside[0] in _AVERAGES:
             raise _several(path, inside)
-        state = state[inside[0]]
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        state = state[inside[0]] if inside else state
+    found = state.items() if isinstance(state, dict) else ()
+    tensors = {name: value for name, value in found if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
         raise ValueError(f"{path}: holds no state_dict. Save the network's state_dict() and nothing else")
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return tensors
 
 
 def _several(path: Path, which: list[str]) -> ValueError:
