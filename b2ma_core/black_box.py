@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from b2ma_core.files import read_label_map
+from b2ma_core.files import check_sums, read_label_map
 from b2ma_core.labels import LabelSpace
 from b2ma_core.queries import VIEWS, view_name
 
@@ -150,6 +150,7 @@ class LabelFolder:
             labels = read_label_map(path)
         except FileNotFoundError:
             raise ValueError(f"{path}: the vendor's folder has no labels for the image {name!r}") from None
+        check_sums(path)
         # The sides of a larger or smaller view are rounded to eight pixels, whatever the size of its image was.
         rounding = 1 if view >= len(VIEWS) or VIEWS[view][2] == 1 else 8
         if not any(_alike(labels.shape, other, rounding) for other in (sent, photograph)):

@@ -150,6 +150,15 @@ def png_header(path: str | Path) -> tuple[int, int]:
         return tuple(file.read(26)[24:])
 
 
+def check_sums(path: str | Path) -> None:
+    """Raise ValueError, naming the file, if a PNG was damaged on its way: reading passes over most checksums."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        raise ValueError(f"{path}: was damaged on its way ({error}); fetch it again") from None
+
+
 def read_label_map(path: str | Path) -> np.ndarray:
     """``(H, W)`` uint8 values of a PNG with one channel, exactly as they are stored: of a palette the indices. A map
     with an EXIF orientation is turned by it, as its image is.

@@ -287,6 +287,9 @@ def _check_address(address: str | None) -> None:
         fits = False
     if not fits:
         raise ValueError("box_address: box is 'service', so name its address here, such as http://127.0.0.1:8765")
+    if re.search(r"(key|token|secret|passw|sig)[^=&]*=", url.query, re.I):
+        raise ValueError("box_address: its query seems to hold a key, and parameters are written into every record; "
+                         "put it into an environment variable and name that in box_token_variable")  # fmt: skip
     if url.username is not None or url.password is not None:
         raise ValueError("box_address: holds a name or password, and parameters are written into every record; put the "
                          "token into an environment variable and name that in box_token_variable")  # fmt: skip

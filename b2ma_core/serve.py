@@ -28,42 +28,58 @@ from b2ma_core.files import png_bytes
 class Labels(RequestHandler):
     """One image in, its labels out; an error is one line of text."""
 
-    def initialize(self, predict: Callable, token: str, most_bytes: int, pool: ThreadPoolExecutor) -> None:
-        self.predict, self.token, self.most_bytes, self.pool = predict, token, most_bytes, pool
-        self.content, self.size = bytearray(), 0
+    def initialize(
+        self, predict: Callable, token: str, most_bytes: int, most_pixels: int, pool: ThreadPoolExecutor
+    ) -> None:
+        self.predict, self.token, self.pool = predict, token, pool
+        self.most_bytes, self.most_pixels = most_bytes, most_pixels
+        self.content, self.size, self.known, self.gone = bytearray(), 0, False, False
         self.work: asyncio.Future | None = None
+
+    def prepare(self) -> None:
+        given = self.request.headers.get("Authorization", "").encode()
+        self.known = not self.token or hmac.compare_digest(given, f"Bearer {self.token}".encode())
 
     def data_received(self, chunk: bytes) -> None:
         self.size += len(chunk)
-        if self.size <= self.most_bytes:  # the rest is dropped, but read: who is still sending hears no answer
+        if self.known and self.size <= self.most_bytes:  # else dropped, but read: who is still sending hears no answer
             self.content += chunk
 
     async def post(self) -> None:
-        given = self.request.headers.get("Authorization", "").encode()
-        if self.token and not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+        if not self.known:
             raise HTTPError(401, "Wrong or missing token")
         if self.size > self.most_bytes:
             raise HTTPError(413, f"The image has {self.size} bytes, at most {self.most_bytes} are taken")
-        image = read_image(bytes(self.content))
-        self.work = asyncio.get_running_loop().run_in_executor(self.pool, self.predict, image[None])
+        self.work = asyncio.get_running_loop().run_in_executor(self.pool, self.labels)
         try:
             answer = await self.work
         except asyncio.CancelledError:
-            return  # nobody waits for it any more
-        except Exception:
+            if self.gone:
+                return  # nobody waits for it any more
+            raise HTTPError(503, "The service is being stopped") from None
+        self.set_header("Content-Type", "image/png")
+        self.finish(answer)
+
+    def labels(self) -> bytes:
+        """The answer, in the one thread that computes; HTTPError says what is wrong with image or model."""
+        image = read_image(bytes(self.content), self.most_pixels)
+        try:
+            answer = self.predict(image[None])
+        except BaseException:  # of somebody else's function, sys.exit and StopIteration included
             logging.exception("the model failed on an image of %s", image.shape)  # for the owner alone
             raise HTTPError(500, "The model failed on this image: its owner's log says why") from None
         found = f"{getattr(answer, 'dtype', type(answer).__name__)} {getattr(answer, 'shape', '')}"
         needed = f"uint8 {(1, *image.shape[:2])}"
         if not isinstance(answer, np.ndarray) or found != needed:
             raise HTTPError(500, f"The model gave {found}, needed is a numpy array of train ids, {needed}")
-        self.set_header("Content-Type", "image/png")
-        self.finish(png_bytes(answer[0]))
+        return png_bytes(answer[0])
 
     def on_connection_close(self) -> None:
         """Who asked has given up: what has not begun is not computed, or a slow model would never catch up."""
+        self.gone = True
         if self.work:
             self.work.cancel()
+        super().on_connection_close()  # ends the wait for the rest of the body
 
     def write_error(self, status_code: int, **error) -> None:
         text = "POST an 8-bit RGB PNG here" if status_code == 405 else "The service failed, its owner's log says why"
@@ -71,15 +87,18 @@ class Labels(RequestHandler):
         self.finish((getattr(error["exc_info"][1], "log_message", None) or text) + "\n")
 
 
-def read_image(content: bytes) -> np.ndarray:
+def read_image(content: bytes, most_pixels: int) -> np.ndarray:
     """The body of a request to an ``(H, W, 3)`` uint8 RGB image; HTTPError says what is wrong with it."""
     if not content:
         raise HTTPError(400, "No image: the body of the request is empty")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            pixels = picture.width * picture.height
+            if pixels > most_pixels:  # a small file may stand for a picture that fills the memory
+                raise Image.DecompressionBombError(f"{pixels} pixels")
             picture.load()
-    except Image.DecompressionBombError:
-        raise HTTPError(413, "The image has too many pixels") from None
+    except Image.DecompressionBombError as error:
+        raise HTTPError(413, f"The image has too many pixels ({error}), at most {most_pixels} are taken") from None
     except Exception:  # a broken file makes Pillow raise nearly anything
         raise HTTPError(400, "The body of the request is no PNG that can be read") from None
     if picture.mode != "RGB" or content[24] != 8:
@@ -87,9 +106,10 @@ def read_image(content: bytes) -> np.ndarray:
     return np.array(picture)
 
 
-def application(predict: Callable, token: str = "", most_bytes: int = 2**26) -> Application:
+def application(predict: Callable, token: str = "", most_bytes: int = 2**26, most_pixels: int = 2**26) -> Application:
     """The service as a tornado application, which computes one image at a time."""
-    given = {"predict": predict, "token": token, "most_bytes": most_bytes, "pool": ThreadPoolExecutor(1)}
+    given = {"predict": predict, "token": token, "most_bytes": most_bytes, "most_pixels": most_pixels,
+             "pool": ThreadPoolExecutor(1)}  # fmt: skip
     return Application([(".*", Labels, given)])
 
 
@@ -133,6 +153,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8765, help="default: %(default)s; 0: any that is free")
     parser.add_argument("--token-variable", metavar="NAME", help="environment variable with the token to ask for")
     parser.add_argument("--most-bytes", type=int, default=2**26, help="of an image; default: %(default)s")
+    parser.add_argument("--most-pixels", type=int, default=2**26, help="of an image; default: %(default)s")
     args = parser.parse_args()
     if bool(args.predict) == bool(args.study):
         parser.error("name a module:function or a --study, one of them")
@@ -143,7 +164,7 @@ def main() -> None:
         parser.error(f"--host {args.host}: other machines could ask, so name a token with --token-variable")
     try:
         predict = source_model(args.study, args.seed) if args.study else function_named(args.predict)
-        asyncio.run(serve(application(predict, token, args.most_bytes), args.host, args.port))
+        asyncio.run(serve(application(predict, token, args.most_bytes, args.most_pixels), args.host, args.port))
     except (ValueError, OSError) as error:
         sys.exit(f"serve: {error}")
     except KeyboardInterrupt:

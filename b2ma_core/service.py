@@ -8,20 +8,23 @@ is a token. The answer is status 200 and a PNG of the same size with one channel
 import hashlib
 import io
 import logging
+import math
 import os
+import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote, quote_plus, urlsplit
 
 import httpx
 import numpy as np
 from PIL import Image
 
-from b2ma_core.files import png_bytes, write_bytes
+from b2ma_core.files import only_one, png_bytes, write_bytes
 from b2ma_core.labels import LabelSpace
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between tries: a server that restarts is back by then
@@ -43,7 +46,7 @@ class LabelService:
         address: where images are posted, ``http://..`` or ``https://..``.
         space: the label space that it answers in.
         kept: folder of the answers, ``<xx>/<digest of address and image>-<bytes sent>.png``; what is there is not asked
-            for again, by this process or another. None: nothing is kept.
+            for again, by this process or another: one at a time asks. None: nothing is kept.
         token_variable: name of the environment variable that holds the token; None: no token is sent.
         timeout: seconds for one answer.
         requests: requests at once.
@@ -67,6 +70,7 @@ class LabelService:
         headers |= {"Authorization": f"Bearer {self._token}"} if self._token else {}
         here = urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")  # no proxy leads back to this machine
         self._client = httpx.Client(headers=headers, timeout=timeout, trust_env=not here)
+        self._told: set[str] = set()
 
     def predict(self, images: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
         """``(N, H, W, 3)`` uint8 RGB images to ``(N, H, W)`` uint8 train ids.
@@ -82,7 +86,8 @@ class LabelService:
         def answer(digest: str, i: int) -> np.ndarray:
             return self._answer(digest, images[i], i if names is None else names[i], stop)
 
-        with ThreadPoolExecutor(self.requests) as pool:
+        alone = only_one(self.kept, patience=math.inf) if self.kept else nullcontext()
+        with alone, ThreadPoolExecutor(self.requests) as pool:
             try:
                 answers = dict(zip(different, pool.map(answer, different, different.values()), strict=True))
             finally:
@@ -102,11 +107,16 @@ class LabelService:
         folder = self.kept and self.kept / digest[:2]  # 256 folders: a look into one takes no time
         for path in folder.glob(f"{digest}-*.png") if folder else ():
             with suppress(TryAgain):  # a damaged file is asked for again
-                return read_answer(path.read_bytes(), image.shape[:2], self.space, f"{path}, to be removed")
+                try:
+                    return read_answer(path.read_bytes(), image.shape[:2], self.space, str(path))
+                except ValueError as error:
+                    raise ValueError(f"{error}. It was kept when the box spoke of other classes: set box_label_space "
+                                     f"back to them. If the box itself has changed, remove {self.kept}, and all is "
+                                     "asked for again") from None  # fmt: skip
         sent, who = png_bytes(image), f"the box at {self.address}, image {name!r}"
         for number, pause in enumerate((*self.pauses, None), start=1):
             try:
-                received = self._post(sent, image.shape[:2], who)
+                received = self._in_time(self._post, sent, image.shape[:2], who)
                 labels = read_answer(received, image.shape[:2], self.space, who)
                 break
             except TryAgain as error:
@@ -117,7 +127,10 @@ class LabelService:
                         "works again, start the same command and it goes on from here. One that computes an image at "
                         "a time and is slow needs a longer box_timeout, or box_requests: 1"
                     ) from None
-                logging.getLogger(__name__).warning("%s: %s; it is tried again", who, error)
+                if str(error) not in self._told:  # once a reason, not once an image
+                    self._told.add(str(error))
+                    waits = f"tried again after {max(pause, error.pause):g} s"
+                    logging.getLogger(__name__).warning("note: %s: %s; %s", who, error, waits)
                 stop.wait(max(pause, error.pause))
             except ValueError as error:
                 raise ValueError(f"{error}. The answers so far are kept: when the service is mended, or "
@@ -125,6 +138,26 @@ class LabelService:
         if folder:
             write_bytes(folder / f"{digest}-{len(sent)}.png", received)
         return labels
+
+    def _in_time(self, function: Callable, *arguments: Any) -> Any:
+        """What a function gives, or TryAgain when the timeout is over: httpx limits the time between two bytes alone,
+        and a server may send headers for ever. Such a connection is left to itself."""
+        outcome: queue.SimpleQueue = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                outcome.put((function(*arguments), None))
+            except BaseException as error:
+                outcome.put((None, error))
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            value, error = outcome.get(timeout=self.timeout + 1)
+        except queue.Empty:
+            raise TryAgain(f"no answer (it does not end, box_timeout is {self.timeout:g} s)") from None
+        if error is not None:
+            raise error
+        return value
 
     def _post(self, sent: bytes, size: tuple[int, int], who: str) -> bytes:
         """The body of an answer with status 200; ValueError or TryAgain for any other."""
@@ -140,29 +173,34 @@ class LabelService:
                         raise httpx.ReadTimeout("timed out in the middle of the answer")
         except httpx.RequestError as error:
             limit = f", box_timeout is {self.timeout:g} s" if isinstance(error, httpx.TimeoutException) else ""
-            raise TryAgain(f"no answer ({error or type(error).__name__}{limit})") from None
+            said = self._plain(str(error) or type(error).__name__)
+            if "location header" in said:
+                raise ValueError(f"{who}: a redirect that leads nowhere ({said}); is box_address the box's?") from None
+            raise TryAgain(f"no answer ({said}{limit})") from None
         if answer.status_code == 200 and b"\x89PNG".startswith(received[:4]):
             return bytes(received)
-        said = self._hidden(received[:1000].decode("utf-8", "replace"))
-        reason = f"status {answer.status_code} ({' '.join(said.split())[:200]})"
+        said = self._plain(received.decode("utf-8", "replace"))
+        reason = f"status {answer.status_code} ({said[:200]})"
         if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
             wish = answer.headers.get("Retry-After", "")  # seconds; as a date it is passed over
             raise TryAgain(reason, float(wish) if wish.isdecimal() else 0.0)
         if answer.status_code == 200:
-            kind = self._hidden(answer.headers.get("Content-Type", "none"))
+            kind = self._plain(answer.headers.get("Content-Type", "none"))
             raise ValueError(f"{who}: the answer is no PNG (Content-Type {kind}), it begins {said[:60]!r}")
         hint = "is box_address the box's, and does it take a PNG of this size by POST?"
         if answer.status_code in (401, 403):
             wrong = f"the token in {self.token_variable} is wrong"
             hint = wrong if self._token else "it wants a token: name its environment variable in box_token_variable"
         elif answer.is_redirect:
-            there = self._hidden(answer.headers.get("Location", "nowhere"))
+            there = self._plain(answer.headers.get("Location", "nowhere"))[:200]
             hint = f"it points to {there}, which is not followed: is that to be box_address?"
         raise ValueError(f"{who}: {reason}; {hint}")
 
-    def _hidden(self, said: str) -> str:
-        """Without our token: some services repeat it, and messages must not."""
-        return said.replace(self._token, "***") if self._token else said
+    def _plain(self, said: str) -> str:
+        """What a service says in one line, without our token, which some repeat, and without control characters."""
+        for form in {self._token, quote(self._token), quote(self._token, safe=""), quote_plus(self._token)} - {""}:
+            said = said.replace(form, "***")
+        return "".join(c if c.isprintable() else "?" for c in " ".join(said.split()))
 
 
 def read_answer(content: bytes, size: tuple[int, int], space: LabelSpace, who: str) -> np.ndarray:

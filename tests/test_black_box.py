@@ -155,3 +155,13 @@ def test_images_are_ranked_by_mean_entropy_on_the_owners_side(smoke_params, tmp_
 def test_a_box_is_asked_with_a_name_for_each_image():
     with pytest.raises(ValueError, match="names: 1, but there are 2 images"):
         ask(LocalModel(Lopsided()), IMAGES, ["a"], CITYSCAPES)
+
+
+def test_a_delivery_that_was_damaged_on_its_way_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((64, 64), 3, np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IEND") - 6] ^= 1  # of the checksum of the pixels, which decoding does not look at
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path}: was damaged on its way"):
+        LabelFolder(tmp_path).read("a", 0, (64, 64), (64, 64))

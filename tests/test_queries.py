@@ -398,3 +398,16 @@ def test_a_weight_belongs_to_an_answer_and_no_share_is_more_than_all():
     for weights in (np.array(2.0), np.ones((1, 1, 1)), np.ones(10)):
         with pytest.raises(ValueError, match="weights: .* needed is a weight an answer"):
             majority_vote(answers, 2, weights)
+
+
+def test_answers_in_the_outbox_are_refused_and_stay(vendor, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        vendor.deliveries()
+    answer(vendor.outbox, vendor.outbox, "0_*/seq_0.png")  # in its image's own place
+    before = {path: path.read_bytes() for path in vendor.outbox.glob("*/*.png")}
+    with pytest.raises(ValueError, match="seq_0.png: is no image to be sent; 1 such files .*Move them to .*box"):
+        vendor.deliveries()
+    for root in (vendor.outbox, vendor.outbox / "0_as_it_is", vendor.outbox.parent):
+        with pytest.raises(ValueError, match="box_root: .* name another folder"):
+            deliveries(vendor.params, LabelFolder(root), vendor.parts, 3, tmp_path / "data")
+    assert before == {path: path.read_bytes() for path in vendor.outbox.glob("*/*.png")}

@@ -1,16 +1,20 @@
 """A box behind an address: the client against a real server that misbehaves as told, the server asked by hand."""
 
 import asyncio
+import gc
 import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -23,6 +27,7 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from b2ma_core import serve
 from b2ma_core.data import conversion, datasets
 from b2ma_core.files import PROJECT
 from b2ma_core.labels import CAMVID, CITYSCAPES, label_map
@@ -341,6 +346,102 @@ def test_the_token_comes_from_the_environment_and_stays_out_of_messages(server, 
     assert TOKEN not in str(caught.value) and TOKEN not in caplog.text and "tried again" in caplog.text
 
 
+class Raw:
+    """A server that says bytes as they are, whatever HTTP wants: ``say(connection)`` to each connection."""
+
+    def __init__(self, say):
+        self.say, self.asked = say, 0
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}/labels"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with suppress(OSError):  # closed
+            while True:
+                connection, _ = self.socket.accept()
+                self.asked += 1
+                threading.Thread(target=self.answer, args=[connection], daemon=True).start()
+
+    def answer(self, connection):
+        with connection, suppress(OSError):  # the other side has gone
+            connection.recv(2**16)
+            self.say(connection)
+
+
+@pytest.fixture
+def raw():
+    servers = []
+
+    def start(say) -> Raw:
+        servers.append(Raw(say))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.socket.close()
+
+
+@pytest.mark.parametrize("start, again", [
+    (b"HTTP/1.1 200 OK\r\n", b"X-More: to come\r\n"),
+    (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1", b";extension"),
+])  # fmt: skip
+def test_an_answer_that_never_ends_is_given_up(raw, start, again):
+    def say(connection):
+        connection.sendall(start)
+        for _ in range(2000):
+            connection.sendall(again)
+            time.sleep(0.02)
+
+    server = raw(say)
+    with pytest.raises(ConnectionError, match=r"no answer .*box_timeout is 0.3 s.*\(tried 2 times\)"):
+        LabelService(server.address, CITYSCAPES, timeout=0.3, pauses=(0.001,)).predict(IMAGES[:1])
+    assert server.asked == 2
+
+
+@pytest.mark.parametrize("answer, said", [
+    (b"HTTP/1.1 200 OK\r\nBearer %s\r\n\r\n", "illegal header"),
+    (b"HTTP/1.1 401 No\r\nConnection: close\r\n\r\n" + b" " * 972 + b"%s", "status 401"),
+    (b"HTTP/1.1 302 Found\r\nLocation: http://x/?t=%s\r\nContent-Length: 0\r\n\r\n", "points to"),
+    (b"HTTP/1.1 302 Found\r\nLocation: http://[::%s/\r\nContent-Length: 0\r\n\r\n", "a redirect that leads nowhere"),
+    (b"HTTP/1.1 418 Tea\r\nConnection: close\r\n\r\n\x1b[31m\x07 %s", "status 418"),
+])  # fmt: skip
+def test_no_answer_brings_the_token_or_control_characters_into_a_message(raw, answer, said, monkeypatch, caplog):
+    token = "a+secret/that=nobody-may-read"
+    monkeypatch.setenv("BOX_TOKEN", token)
+    for form in (token, quote(token, safe="")):
+        server = raw(lambda connection, form=form: connection.sendall(answer.replace(b"%s", form.encode())))
+        with pytest.raises((ValueError, ConnectionError), match=said) as caught:
+            LabelService(server.address, CITYSCAPES, token_variable="BOX_TOKEN", pauses=()).predict(IMAGES[:1])
+        told = str(caught.value) + caplog.text
+        assert token[:-1] not in told and quote(token, safe="")[:-3] not in told and "\x1b" not in told
+
+
+def test_seeds_side_by_side_ask_once(server, client):
+    with ThreadPoolExecutor(2) as pool:
+        for labels in pool.map(lambda _: client(requests=2).predict(IMAGES), range(2)):
+            np.testing.assert_array_equal(labels, LABELS)
+    assert len(server.asked) == len(IMAGES)
+
+
+def test_a_kept_answer_is_not_blamed_for_another_label_space(server, client, tmp_path):
+    client().predict(IMAGES)
+    other = LabelService(server.address, CAMVID, tmp_path / "answers")
+    with pytest.raises(
+        ValueError, match="train ids of 'camvid'.*kept when the box spoke of other classes: set box_label"
+    ):
+        other.predict(IMAGES)
+    assert len(server.asked) == len(IMAGES)
+
+
+def test_a_reason_to_wait_is_told_once(server, client, caplog):
+    server.script = ["too many", "too many", "right", "too many"]
+    client().predict(IMAGES)
+    assert [each.getMessage() for each in caplog.records if each.name.startswith("b2ma_core")] == [
+        f"note: the box at {server.address}, image 0: status 429 (); tried again after 0.001 s"
+    ]
+
+
 # --- the server
 
 
@@ -401,6 +502,8 @@ def test_the_server_says_in_a_line_what_is_wrong(serving):
         (lambda images: images[..., 0].astype(np.int64), "The model gave int64 (1, 16, 32), needed is a numpy array"),
         (lambda images: images[:, ::2, :, 0], "The model gave uint8 (1, 8, 32), needed is a numpy array of train ids, uint8 (1, 16, 32)"),
         (lambda images: None, "The model gave NoneType"),
+        (lambda images: next(iter([])), "The model failed on this image"),
+        (lambda images: sys.exit(3), "The model failed on this image"),
     ],
 )  # fmt: skip
 def test_a_model_that_fails_is_said_without_its_secrets(serving, predict, said, caplog):
@@ -429,6 +532,26 @@ def test_what_nobody_waits_for_any_more_is_not_computed(serving):
         assert waits.result().status_code == 200
     assert httpx.post(address, content=png(np.full((16, 32, 3), 3, np.uint8))).status_code == 200
     assert computed == [1, 3]
+
+
+def test_an_upload_that_is_dropped_leaves_nothing_behind(serving):
+    address = serving(lambda images: images[..., 0] % 19)
+    port = int(address.split(":")[2].split("/")[0])
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000))
+    assert httpx.post(address, content=png(IMAGES[0])).status_code == 200
+    deadline = time.monotonic() + 10
+    while left := sum(isinstance(each, serve.Labels) and each.size == 1000 for each in gc.get_objects()):
+        assert time.monotonic() < deadline, f"{left} requests are kept"
+        gc.collect()
+        time.sleep(0.1)
+
+
+def test_a_small_file_of_a_huge_picture_is_not_decoded(serving):
+    address = serving(lambda images: images[..., 0] % 19, most_pixels=10_000)
+    answer = httpx.post(address, content=png(np.zeros((200, 51, 3), np.uint8)))
+    assert answer.status_code == 413 and "too many pixels (10200 pixels), at most 10000" in answer.text
 
 
 VENDOR = """

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LabelFolder
 from b2ma_core.data.datasets import Data
-from b2ma_core.files import PROJECT, png_bytes, write_bytes
+from b2ma_core.files import PROJECT, png_bytes, png_header, write_bytes
 from b2ma_core.params import Params, base_study
 from b2ma_core.queries import view_name, views
 from b2ma_core.study.asking import queries
@@ -32,10 +32,12 @@ def deliveries(
     Raises:
         FileNotFoundError: if the folder lacks answers to ``target_train``: which images are to be answered, and where
             the answers belong.
+        ValueError: if answers lie in the outbox, or the folder itself does: nothing in it is touched then.
     """
     if not isinstance(box, LabelFolder):
         return list(parts), []
     outbox, count = data / base_study(params.study) / "outbox", queries(params, box)
+    _refuse_answers_in(outbox, box.root)
     train = next(part for part in parts if part.name == "target_train")
     digests = dict(zip(train.names, train.digests, strict=True))
     answered, notes, lacking, sent = [], [], {}, set()
@@ -69,6 +71,18 @@ def deliveries(
             f"{space.name} ids ({space.ids_in_files}), and start the same command again{fewer}"
         )
     return [part for part in parts if part.name in answered], notes
+
+
+def _refuse_answers_in(outbox: Path, root: Path) -> None:
+    """What is sent is written anew and removed when it is answered: an answer there would be lost."""
+    own, answers = outbox.resolve(), root.resolve()
+    if own == answers or own in answers.parents or answers in own.parents:
+        raise ValueError(f"box_root: {root} lies in {outbox} or around it, where images to be sent are written; name "
+                         "another folder, and put the answers there")  # fmt: skip
+    misplaced = [path for path in sorted(outbox.glob("*/*.png")) if png_header(path)[1:] != (2,)]  # we send RGB
+    if misplaced:
+        raise ValueError(f"{misplaced[0]}: is no image to be sent; {len(misplaced)} such files lie in {outbox}. Are "
+                         f"they answers? Move them to {root}, under the same names")  # fmt: skip
 
 
 def _send(part: Data, gaps: Sequence[tuple[int, int]], count: int, outbox: Path, batch: int) -> set[Path]:
