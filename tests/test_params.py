@@ -52,6 +52,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(smoke_params, wrong, said):
     "secret, wrong",
     [
         ("hunter2", {"box": "service", "box_address": "http://me:hunter2@127.0.0.1:8765"}),
+        ("hunter2", {"box": "service", "box_address": "http://h/label?api_key=hunter2&v=2"}),
         ("hunter2", {"box": "service", "box_address": "http://hunter2@h"}),
         ("sk-12ab", {"box_token_variable": "sk-12ab"}),
         ("123456", {"box_token_variable": 123456}),
