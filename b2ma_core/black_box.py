@@ -151,6 +151,9 @@ class LabelFolder:
         except FileNotFoundError:
             raise ValueError(f"{path}: the vendor's folder has no labels for the image {name!r}") from None
         check_sums(path)
+        if labels.shape == photograph[::-1] and labels.shape not in (photograph, sent):
+            raise ValueError(f"{path}: labels are {labels.shape}, the photograph is {photograph} (H x W): it lies "
+                             "on its side; was it answered before its EXIF orientation turned it?")  # fmt: skip
         # The sides of a larger or smaller view are rounded to eight pixels, whatever the size of its image was.
         rounding = 1 if view >= len(VIEWS) or VIEWS[view][2] == 1 else 8
         if not any(_alike(labels.shape, other, rounding) for other in (sent, photograph)):

@@ -91,6 +91,11 @@ class ConfusionMatrix:
         """``(C,)`` int64 pixels that are of a class."""
         return self.matrix.sum(1) + self.unanswered
 
+    def present(self) -> list[int]:
+        """The classes that have a true pixel. Rows of one table are averaged over these: another class would count
+        where it is answered, as 0, and not where it is not."""
+        return self.true_pixels().nonzero().flatten().tolist()
+
     def answers(self) -> Tensor:
         """``(C,)`` int64 pixels that are predicted as a class."""
         return self.matrix.sum(0)

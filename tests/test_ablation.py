@@ -348,10 +348,24 @@ def test_the_findings_in_words_by_hand():
     }
     text = results.in_words(tidy(rows, names=("road", "pole")))
     assert text.startswith(
-        "**mine**: source-only 20.0 mIoU; stage 1 +15.0, round 1 +5.0; 50% of the way to the oracle's 60.0"
+        "**mine**: source-only 20.0 mIoU; against it stage 1 +15.0, round 1 +20.0; 50% of the way to the oracle's 60.0"
     )
     assert "under 1%, as a multiple of their true pixels: source-only 0.50, stage 1 1.33, round 1 0.86. From" in text
-    assert "most won road +20.0, pole -10.0; most lost or least won pole -10.0, road +20.0" in text
+    assert "most won road +20.0; most lost pole -10.0" in text
+    better = {**rows, "oracle": rows["source-only"]}
+    found = tidy(better, names=("road", "pole"))
+    assert "the oracle is no better at 20.0" in results.in_words(found)
+    assert "The oracle is no better than the box" in results.tables_text(found)
+
+
+def test_rows_are_averaged_over_the_classes_that_the_truth_holds():
+    """The box answers a class that is not there, the student does not: both are averaged over the one that is."""
+    rows = {name: {"confusion": {"val": [[right, wrong, 0], [0, 0, 0]]}}
+            for name, right, wrong in (("source-only", 90, 10), ("stage 1", 80, 0))}  # fmt: skip
+    found = tidy(rows, names=("road", "truck"))
+    assert results.miou(found).iloc[:, 0].to_dict() == {"source-only": 0.9, "stage 1": 1.0}
+    scores = ConfusionMatrix.of([[90, 10, 0], [0, 0, 0]])
+    assert scores.present() == [0] and scores.miou() == 0.45 and scores.miou(scores.present()) == 0.9
 
 
 def test_the_tidy_table_counts_every_class_of_every_split():

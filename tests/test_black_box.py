@@ -74,7 +74,7 @@ def test_an_answer_may_have_the_images_or_the_photographs_proportions(tmp_path, 
     assert box.read("a", 0, (16, 32), (60, 90)).shape == (16, 32)
 
 
-@pytest.mark.parametrize("size", [(90, 60), (32, 16), (60, 60), (58, 90), (8, 12), (61, 40)])
+@pytest.mark.parametrize("size", [(90, 64), (32, 16), (60, 60), (58, 90), (8, 12), (61, 40)])
 def test_an_answer_of_other_proportions_is_named_with_all_sizes(tmp_path, size):
     Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "a.png")
     said = rf"a.png: labels are \({size[0]}, {size[1]}\), the image is \(16, 32\), the photograph \(60, 90\)"
@@ -155,6 +155,14 @@ def test_images_are_ranked_by_mean_entropy_on_the_owners_side(smoke_params, tmp_
 def test_a_box_is_asked_with_a_name_for_each_image():
     with pytest.raises(ValueError, match="names: 1, but there are 2 images"):
         ask(LocalModel(Lopsided()), IMAGES, ["a"], CITYSCAPES)
+
+
+def test_an_answer_from_before_the_photograph_was_turned_is_refused(tmp_path):
+    Image.fromarray(np.full((80, 60), 3, np.uint8)).save(tmp_path / "a.png")
+    box = LabelFolder(tmp_path)
+    with pytest.raises(ValueError, match="a.png: .*photograph is .60, 80. .*lies on its side; .*EXIF"):
+        box.read("a", 0, (40, 30), (60, 80))  # of the proportions of what was sent
+    assert box.read("a", 0, (40, 30), (120, 160)).shape == (40, 30)
 
 
 def test_a_delivery_that_was_damaged_on_its_way_is_named(tmp_path):

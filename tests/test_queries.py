@@ -400,6 +400,13 @@ def test_a_weight_belongs_to_an_answer_and_no_share_is_more_than_all():
             majority_vote(answers, 2, weights)
 
 
+def test_files_of_other_names_are_told(vendor, tmp_path):
+    (tmp_path / "box" / "all").mkdir()
+    (tmp_path / "box" / "all" / "seq_0.jpg").touch()
+    with pytest.raises(FileNotFoundError, match="None of the 1 files there has such a name, .*all/seq_0.jpg for one"):
+        vendor.deliveries()
+
+
 def test_answers_in_the_outbox_are_refused_and_stay(vendor, tmp_path):
     with pytest.raises(FileNotFoundError):
         vendor.deliveries()

@@ -65,7 +65,7 @@ def cell_scores(
 
 def cell_miou(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[int, float]:
     """mIoU (0 .. 1) of :func:`cell_scores`."""
-    return {seed: scores.miou() for seed, scores in cell_scores(study, cell, seeds, runs).items()}
+    return {seed: scores.miou(scores.present()) for seed, scores in cell_scores(study, cell, seeds, runs).items()}
 
 
 def compared(name: str, miou: dict[int, float], other: dict[int, float], against: str) -> dict:

@@ -66,7 +66,7 @@ def evaluate_run(
     scores = {name: all_splits(apart) for name, apart in scored.items()}
     rows = {
         name: {
-            "miou": scores[name].miou(),
+            "miou": scores[name].miou(scores[name].present()),
             "best_miou": _best(run, name),
             "confusion": {split: s.counts().tolist() for split, s in apart.items()},
         }
@@ -77,7 +77,7 @@ def evaluate_run(
         gap = gap_closed(*(rows[name]["miou"] for name in ("source-only", row_names(run)[-1], "oracle")))
     val = load(run.params, "target_val")
     _save_samples(run, val)
-    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, bool(rows))}, scores
+    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, scores)}, scores
 
 
 def all_splits(apart: dict[str, ConfusionMatrix]) -> ConfusionMatrix:
@@ -152,10 +152,12 @@ def _best(run: Run, row: str) -> float | None:
     return best and best[1]
 
 
-def _scored_on(run: Run, val: Data | None, labelled: bool) -> str:
-    if not labelled:
+def _scored_on(run: Run, val: Data | None, scores: dict[str, ConfusionMatrix]) -> str:
+    if not scores:
         return "nothing was scored: the target has no validation labels"
-    text = f"mIoU over {run.params.space.num_classes} classes on {len(val)} target images"
+    count, present = run.params.space.num_classes, len(next(iter(scores.values())).present())
+    classes = f"{count} classes" if present == count else f"the {present} of {count} classes that the truth holds"
+    text = f"mIoU over {classes} on {len(val)} target images"
     train = load(run.params, "target_train")
     if set(train.names) & set(val.names):
         text += " (the oracle was trained on these very images)"

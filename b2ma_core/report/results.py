@@ -5,7 +5,6 @@ import json
 import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -111,17 +110,19 @@ def scores_of(evaluation: dict, name: str, split: str = ALL) -> ConfusionMatrix:
 
 def class_scores(scores: Mapping[str, ConfusionMatrix], names: Sequence[str]) -> pd.DataFrame:
     """A line a row and class: ``row``, ``class``, ``true_pixels``, ``answers`` (pixels predicted as it), ``iou`` and
-    ``precision`` (0 .. 1; NaN where a class has none), see :class:`ConfusionMatrix`.
+    ``precision`` (0 .. 1; NaN where a class has none), see :class:`ConfusionMatrix`. A class without a true pixel has
+    no IoU, so that all rows are averaged over the same classes.
 
     Args:
         scores: row -> its confusion matrix.
         names: of the ``C`` classes.
     """
     columns = ("true_pixels", "answers", "iou", "precision")
-    return pd.concat([
+    found = pd.concat([
         pd.DataFrame({"row": row, "class": names, **{each: getattr(s, each)() for each in columns}})
         for row, s in scores.items()
     ], ignore_index=True)  # fmt: skip
+    return found.assign(iou=found["iou"].where(found["true_pixels"] > 0))
 
 
 def tidy(records: Sequence[dict], names: Sequence[str]) -> pd.DataFrame:
@@ -222,9 +223,14 @@ def table_text(cells: pd.DataFrame, form: str = "pipe") -> str:
 
 
 def tables_text(results: pd.DataFrame, form: str = "pipe") -> str:
-    """A study's table and, where several splits were scored, one of each; see :func:`table_text`."""
+    """A study's table and, where several splits were scored, one of each; see :func:`table_text`. Below it why no share
+    of a gap is told, where there is none."""
     texts = [f"\nof these, {split}:\n\n" * (split != ALL) + table_text(table(results, split), form)
              for split in results["split"].unique()]  # fmt: skip
+    means = miou(results) if texts else pd.DataFrame()
+    if {"source-only", "oracle"} <= set(means.index) and (means.loc["oracle"] <= means.loc["source-only"]).any():
+        texts.append("\nThe oracle is no better than the box, so that there is no gap to close: this network, so "
+                     "trained, cannot reach the box, whatever labels it learns from.\n")  # fmt: skip
     return "".join(texts) or "nothing was scored: the target has no labels\n"
 
 
@@ -255,25 +261,26 @@ def gains(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_words(results: pd.DataFrame) -> str:
-    """What asking, stage 1 and stage 2 bring to a study, and the classes that stage 2 moved most; means of seeds."""
-    means = 100 * miou(results).mean(axis=1)
+    """What each row has more than the first, and the classes that stage 2 moved most; means of seeds."""
+    means, closed = 100 * miou(results).mean(axis=1), gaps_closed(miou(results))
     rows = [row for row in means.index if row != "oracle"]
-    steps = [f"{b} {means[b] - means[a]:+.1f}" for a, b in pairwise(rows)]
-    text = f"**{results['study'].iloc[0]}**: {rows[0]} {means[rows[0]]:.1f} mIoU; " + ", ".join(steps)
+    more = [f"{row} {means[row] - means[rows[0]]:+.1f}" for row in rows[1:]]
+    text = f"**{results['study'].iloc[0]}**: {rows[0]} {means[rows[0]]:.1f} mIoU; against it " + ", ".join(more)
     if {"source-only", "oracle"} <= set(means.index):
-        closed = gap_closed(means["source-only"], means[rows[-1]], means["oracle"])
-        way = "the oracle is no better at" if math.isnan(closed) else f"{100 * closed:.0f}% of the way to the oracle's"
+        share = closed.loc[rows[-1]].mean(skipna=False)
+        way = "the oracle is no better at" if math.isnan(share) else f"{100 * share:.0f}% of the way to the oracle's"
         text += f"; {way} {means['oracle']:.1f}"
     if "stage 1" in rows and rows[-1] != "stage 1":
         iou = together(results).pivot_table("iou", "class", "row", sort=False)
         moved = (100 * (iou[rows[-1]] - iou["stage 1"])).dropna().sort_values(kind="stable")
-        won, lost = ([f"{c} {value:+.1f}" for c, value in some.items()] for some in (moved[:-4:-1], moved[:3]))
+        won, lost = ([f"{c} {value:+.1f}" for c, value in some.items()] or ["none"]
+                     for some in (moved[moved > 0][:-4:-1], moved[moved < 0][:3]))  # fmt: skip
         rare = together(results)[together(results)["class"].isin(rare_classes(results))].groupby("row")
         if len(rare):
             said = rare["answers"].sum() / rare["true_pixels"].sum()
             parts = ", ".join(f"{row} {said[row]:.2f}" for row in rows)
             text += f". Answers of the classes under 1%, as a multiple of their true pixels: {parts}"
-        text += f". From stage 1 to {rows[-1]}: most won {', '.join(won)}; most lost or least won {', '.join(lost)}"
+        text += f". From stage 1 to {rows[-1]}: most won {', '.join(won)}; most lost {', '.join(lost)}"
     return text + "."
 
 

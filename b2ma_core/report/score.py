@@ -133,7 +133,10 @@ def run(args: argparse.Namespace) -> None:
     if args.predictions and not args.predictions.is_dir():
         raise FileNotFoundError(f"--predictions: no folder {args.predictions}")
     if part.labels is None and not args.submission:
-        raise ValueError(f"--part: {args.part} has no labels to score with; give --submission to write predictions")
+        way = "give --submission to write predictions"
+        if args.part.endswith("_test"):
+            way += "; labels of a test part are never read: to score with them, name it as target_val_split of a study"
+        raise ValueError(f"--part: {args.part} has no labels to score with; {way}")
     fabric, scores = make_fabric(params), ConfusionMatrix(space.num_classes, space.ignore_index)
     if args.checkpoint:
         model = build_model(params.target_network, space.num_classes)
@@ -148,12 +151,18 @@ def run(args: argparse.Namespace) -> None:
         if part.labels is not None:
             scores.update(labels, np.array(part.labels[i]))
         if args.submission:
-            ids = np.zeros(256, np.uint8)
+            void = next((v for v in (0, *space.void_ids) if v not in space.label_ids), space.ignore_index)
+            ids = np.full(256, void, np.uint8)
             ids[: space.num_classes] = space.label_ids
             write_png(args.submission / server_name(name), ids[labels])
     if part.labels is not None:
         found = result(scores, space)
         print(table_text(result_cells(found)))
+        print(f"against the labels as notebook 00 read them last ({', '.join(dict.fromkeys(part.splits))})")
+        absent = [name for c, name in enumerate(space.names) if c not in scores.present()]
+        if absent:
+            print(f"note: {', '.join(absent)}: without a true pixel; in the averages a class of them counts as 0 where "
+                  f"it is answered. Over the others alone: {100 * scores.miou(scores.present()):.1f}%")  # fmt: skip
         if args.out:
             write_json(args.out.with_name(args.out.name + ".json"), found)
             for end, form in ((".md", "pipe"), (".tex", "latex")):

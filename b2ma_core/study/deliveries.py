@@ -63,12 +63,17 @@ def deliveries(
         if whole > 1:
             fewer += ", and learn_from to votes, since auto compares all six"
         scores = f" ({len(sent) - len(gaps)} of them for scores alone)" if len(sent) > len(gaps) else ""
+        lying = sorted(path for pattern in ("*.*", "*/*.*") for path in box.root.glob(pattern) if path.is_file())
+        strange = ""
+        if len(gaps) == everything and lying:
+            strange = (f" None of the {len(lying)} files there has such a name, {lying[0]} for one: answers are PNGs, "
+                       "folders of views begin with a number, letters with accents count as stored.")  # fmt: skip
         first, space = box.path(train.names[gaps[0][0]], gaps[0][1]), params.space_of("box")
         raise FileNotFoundError(
             f"{box.root}: {everything - len(gaps)} of {everything} label maps of {train.name} are there, the next is "
-            f"{first}. {len(sent)} images{scores} are in {outbox}, to be sent to the box's owner. Put each answer into "
-            f"{box.root} under the {'name' if box.flat else 'folder and name'} of its image, as an 8-bit PNG of "
-            f"{space.name} ids ({space.ids_in_files}), and start the same command again{fewer}"
+            f"{first}.{strange} {len(sent)} images{scores} are in {outbox}, to be sent to the box's owner. Put each "
+            f"answer into {box.root} under the {'name' if box.flat else 'folder and name'} of its image, an 8-bit PNG "
+            f"of {space.name} ids ({space.ids_in_files}), and start the same command again{fewer}"
         )
     return [part for part in parts if part.name in answered], notes
 
