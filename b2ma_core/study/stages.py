@@ -287,7 +287,12 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None, scale
     if data is None or data.labels is None:
         return None
     shown = data.of(data.evenly(100))
-    return lambda: score(model, fabric, shown, num_classes(run.params), scale).miou()
+
+    def evaluate() -> float:
+        scores = score(model, fabric, shown, num_classes(run.params), scale)
+        return scores.miou(scores.present())
+
+    return evaluate
 
 
 TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_stage2, "oracle": train_oracle}
