@@ -81,8 +81,8 @@ def deliveries(
 def _refuse_answers_in(outbox: Path, root: Path) -> None:
     """What is sent is written anew and removed when it is answered: an answer there would be lost."""
     own, answers = outbox.resolve(), root.resolve()
-    if own == answers or own in answers.parents or answers in own.parents:
-        raise ValueError(f"box_root: {root} lies in {outbox} or around it, where images to be sent are written; name "
+    if own == answers or own in answers.parents:
+        raise ValueError(f"box_root: {root} lies in {outbox}, where images to be sent are written; name "
                          "another folder, and put the answers there")  # fmt: skip
     misplaced = [path for path in sorted(outbox.glob("*/*.png")) if png_header(path)[1:] != (2,)]  # we send RGB
     if misplaced:
