@@ -229,8 +229,8 @@ def tables_text(results: pd.DataFrame, form: str = "pipe") -> str:
              for split in results["split"].unique()]  # fmt: skip
     means = miou(results) if texts else pd.DataFrame()
     if {"source-only", "oracle"} <= set(means.index) and (means.loc["oracle"] <= means.loc["source-only"]).any():
-        texts.append("\nThe oracle is no better than the box, so that there is no gap to close: this network, so "
-                     "trained, cannot reach the box, whatever labels it learns from.\n")  # fmt: skip
+        texts.append("\nThe oracle is no better than the box, on one seed at least: this network, so trained, did not "
+                     "reach the box with true labels either, and there is no gap to close.\n")  # fmt: skip
     return "".join(texts) or "nothing was scored: the target has no labels\n"
 
 
