@@ -44,7 +44,8 @@ class ConfusionMatrix:
             ValueError: if the shapes differ, or a value is out of range; where the target is ``ignore_index``, the
                 prediction is not looked at.
         """
-        prediction, target = (torch.as_tensor(np.ascontiguousarray(m) if isinstance(m, np.ndarray) else m)
+        # Of arrays torch wants such as it could write into: a memory-mapped one is copied.
+        prediction, target = (torch.as_tensor(np.require(m, requirements="CW") if isinstance(m, np.ndarray) else m)
                               for m in (prediction, target))  # fmt: skip
         if prediction.shape != target.shape:
             raise ValueError(f"prediction is {tuple(prediction.shape)}, target is {tuple(target.shape)}: sizes differ")

@@ -29,6 +29,22 @@ def test_a_hand_worked_map():
     assert precision[:2].tolist() == [1 / 2, 1] and precision[2].isnan() and scores.accuracy() == 3 / 5
 
 
+@pytest.mark.filterwarnings("error")
+def test_maps_may_be_memory_mapped_and_lie_in_any_order(tmp_path):
+    prediction, target = maps(5)
+    np.save(tmp_path / "maps.npy", np.stack([prediction, target]))
+    expected, scores = ConfusionMatrix(5), ConfusionMatrix(5)
+    expected.update(prediction.copy(), target.copy())
+    kept = np.load(tmp_path / "maps.npy", mmap_mode="r")
+    for i in range(len(target)):
+        order = (1, -1)[i % 2]  # rows from below
+        scores.update(kept[0, i][::order], kept[1, i][::order])
+    assert torch.equal(scores.counts(), expected.counts())
+    scores.update(kept[0, 0].T, kept[1, 0].T)
+    expected.update(prediction[0], target[0])
+    assert torch.equal(scores.counts(), expected.counts())
+
+
 def test_counts_hold_all_of_a_matrix():
     scores = ConfusionMatrix(3)
     scores.update(torch.tensor([[0, 0, 1], [1, 1, 255]]), torch.tensor([[0, 1, 1], [1, 255, 0]]))

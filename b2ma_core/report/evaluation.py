@@ -135,15 +135,15 @@ def _score_labels(labels: np.ndarray, val: Data, num_classes: int) -> ConfusionM
     """Score label maps; those of another size than the truth are brought to it (nearest)."""
     scores = ConfusionMatrix(num_classes)
     for prediction, truth in zip(labels, val.labels, strict=True):
-        scores.update(_at(prediction, truth.shape), np.array(truth))
+        scores.update(_at(prediction, truth.shape), truth)
     return scores
 
 
 def _at(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A copy of a label map brought to (height, width) by the nearest."""
+    """A label map brought to (height, width) by the nearest."""
     if labels.shape == size:
-        return np.array(labels)
-    return np.array(Image.fromarray(np.asarray(labels)).resize(size[::-1], Image.Resampling.NEAREST))
+        return labels
+    return np.asarray(Image.fromarray(np.asarray(labels)).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def _best(run: Run, row: str) -> float | None:

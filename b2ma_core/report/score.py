@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             labels = read_prediction(args.predictions, name, size, space)
         if part.labels is not None:
-            scores.update(labels, np.array(part.labels[i]))
+            scores.update(labels, part.labels[i])
         if args.submission:
             void = next((v for v in (0, *space.void_ids) if v not in space.label_ids), space.ignore_index)
             ids = np.full(256, void, np.uint8)

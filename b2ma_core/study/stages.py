@@ -99,8 +99,8 @@ def train_source(run: Run) -> dict:
     else:
         images, labels = data.images, data.labels
     return _train_on_labels(
-        run, "source", new_model(run, "source", params.source_start), images, labels, params.source_steps,
-        params.source_learning_rate, params.source_jitter, evaluate_on,
+        run, "source", new_model(run, "source", params.source_start), images, labels, steps=params.source_steps,
+        peak=params.source_learning_rate, jitter=params.source_jitter, evaluate_on=evaluate_on,
     )  # fmt: skip
 
 
@@ -109,9 +109,8 @@ def train_stage1(run: Run) -> dict:
     params, data = run.params, load_to_learn(run.params)
     pseudo_labels = read_pseudo_labels(run, data)
     return _train_on_labels(
-        run, "stage1", stage1_start(run), data.images, pseudo_labels, params.stage1_steps, params.stage1_learning_rate,
-        params.target_jitter, load(params, "target_val"), params.target_noise, stage1_weights(params, pseudo_labels),
-        params.stage1_label_smoothing, params.stage1_mix,
+        run, "stage1", stage1_start(run), data.images, pseudo_labels, steps=params.stage1_steps,
+        mixed_by=params.stage1_mix, **_target_recipe(params, pseudo_labels),
     )  # fmt: skip
 
 
@@ -136,10 +135,18 @@ def train_oracle(run: Run) -> dict:
     params, data = run.params, load(run.params, "target_train")
     start = "scratch" if params.init == "source" else params.init
     return _train_on_labels(
-        run, "oracle", new_model(run, "target", start), data.images, data.labels, params.oracle_steps,
-        params.stage1_learning_rate, params.target_jitter, load(params, "target_val"), params.target_noise,
-        stage1_weights(params, data.labels), params.stage1_label_smoothing,
+        run, "oracle", new_model(run, "target", start), data.images, data.labels, steps=params.oracle_steps,
+        **_target_recipe(params, data.labels),
     )  # fmt: skip
+
+
+def _target_recipe(params: Params, labels: np.ndarray) -> dict:
+    """What stage 1 and the oracle share."""
+    return {
+        "peak": params.stage1_learning_rate, "jitter": params.target_jitter, "noise": params.target_noise,
+        "weights": stage1_weights(params, labels), "smoothing": params.stage1_label_smoothing,
+        "evaluate_on": load(params, "target_val"),
+    }  # fmt: skip
 
 
 def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
@@ -225,8 +232,8 @@ def changed(images: Tensor, numbers: range, seed: int, stage: str, jitter: float
     return images
 
 
-def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, evaluate_on,
-                     noise=0.0, weights=None, smoothing=0.0, kind_of_mix="none"):  # fmt: skip
+def _train_on_labels(run, stage, model, images, labels, *, steps, peak, jitter, evaluate_on,
+                     noise=0.0, weights=None, smoothing=0.0, mixed_by="none"):  # fmt: skip
     """Source model, stage 1 and oracle are one training; they differ in whose images and labels it sees, and stage 1
     alone may mix."""
     params = run.params
@@ -238,7 +245,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
     student, optimizer = set_up(params, fabric, model, kind, decay, backbone_rate)
     weights = None if weights is None else weights.to(fabric.device)
     batch = (params.source_batch_size if owners else None) or params.batch_size
-    mixed = kind_of_mix != "none"
+    mixed = mixed_by != "none"
     # A mix needs the whole batch in every process; else each loads the images that it computes. All have as many parts.
     rank, ranks = fabric.global_rank, fabric.world_size
     sharing = Sharing(min(params.accumulate, batch // ranks), *((rank, ranks) if mixed else (0, 1)), _total(fabric))
@@ -247,7 +254,7 @@ def _train_on_labels(run, stage, model, images, labels, steps, peak, jitter, eva
         student.train()
         if mixed:
             generator = generator_for(run.seed, f"{stage} mix", step)
-            images, train_ids = mix((images, train_ids), train_ids, kind_of_mix, params.position_beta, generator)
+            images, train_ids = mix((images, train_ids), train_ids, mixed_by, params.position_beta, generator)
         numbers = batches.numbers(step)
         for part in sharing.slices(len(images)):
             images[part] = changed(images[part], numbers[part], run.seed, stage, jitter, noise)

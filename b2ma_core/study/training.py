@@ -253,7 +253,7 @@ def score(model: nn.Module, fabric: Fabric, data: Data, num_classes: int, scale:
     for indices in data.batches(8, own):
         size = data.labels[indices[0]].shape
         for i, said in zip(indices, predict(model, fabric, data.images[indices], size, scale), strict=True):
-            scores.update(said, np.array(data.labels[i]))  # one at a time: counting takes 40 bytes a pixel
+            scores.update(said, data.labels[i])  # one at a time: counting takes 40 bytes a pixel
     if fabric.world_size > 1:
         scores.matrix = fabric.all_reduce(scores.matrix.to(fabric.device), reduce_op="sum").cpu()
     return scores
