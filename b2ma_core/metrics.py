@@ -44,7 +44,7 @@ class ConfusionMatrix:
             ValueError: if the shapes differ, or a value is out of range; where the target is ``ignore_index``, the
                 prediction is not looked at.
         """
-        # Of arrays torch wants such as it could write into: a memory-mapped one is copied.
+        # torch warns of an array that it could not write into, as a memory-mapped one is: that is copied.
         prediction, target = (torch.as_tensor(np.require(m, requirements="CW") if isinstance(m, np.ndarray) else m)
                               for m in (prediction, target))  # fmt: skip
         if prediction.shape != target.shape:
