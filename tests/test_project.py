@@ -1,6 +1,7 @@
 """What holds the project together: two lists of packages, the lock, the README's commands."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -41,6 +42,21 @@ def test_the_readme_names_targets_that_exist():
         assert re.search(rf"^{target}:", makefile, re.M), target
     for path in re.findall(r"`((?:notebooks|b2ma_core|params|figures|benchmarks|tests)/[\w./-]+\.\w+)`", readme):
         assert (PROJECT / path).exists(), path
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)[^)]*\)")
+
+
+def test_every_link_leads_somewhere():
+    pages = [PROJECT / "README.md", *PROJECT.glob("docs/*.md"), *PROJECT.glob("figures/*.md")]
+    links = [(page, link) for page in pages for link in LINK.findall(page.read_text())]
+    assert len(links) > 10
+    assert [f"{page}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+    # A notebook is read in notebooks/, in runs/ and in figures/notebooks/: a link would be dead in two of them.
+    for notebook in PROJECT.glob("notebooks/*.ipynb"):
+        cells = json.loads(notebook.read_text())["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        assert LINK.findall(text) == [], notebook
 
 
 def test_make_study_says_what_it_would_do():
