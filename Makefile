@@ -92,8 +92,10 @@ ifdef FROM
 	@$(PY) -m b2ma_core.study.arms clean "$(STUDY)" "$(FROM)"
 else
 	rm -rf "runs/$(STUDY)" "runs/$(STUDY)+"*
-	@cd "data/$(STUDY)" 2>/dev/null && rm -rf source_train source_val target_train target_val target_test outbox \
-	  problems.txt .lock && cd .. && rmdir "$(STUDY)" 2>/dev/null || true
+	@cd "data/$(STUDY)" 2>/dev/null && rm -rf outbox problems.txt .lock && \
+	  for part in source_train source_val target_train target_val target_test; do \
+	    (cd $$part 2>/dev/null && rm -f images.npy labels.npy labels.bin index.json); rmdir $$part 2>/dev/null; \
+	  done; cd "$(CURDIR)/data" 2>/dev/null && rmdir "$(STUDY)" 2>/dev/null || true
 endif
 
 # PyPI's torch for Linux brings CUDA's libraries; pip prefers PyTorch's own CPU build where its index is named too.

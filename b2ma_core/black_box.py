@@ -106,7 +106,7 @@ class LabelFolder:
                                     "Make it, empty if nothing was delivered yet")  # fmt: skip
         folders = [path for path in sorted(self.root.iterdir()) if path.is_dir() and re.match(r"\d+(_|$)", path.name)]
         self.views = {int(path.name.partition("_")[0]): path for path in folders}
-        self.flat = any(path.suffix.lower() == ".png" and path.name[0] != "." for path in self.root.iterdir())
+        self.flat = any(p.suffix.lower() == ".png" and p.name[0] != "." and p.is_file() for p in self.root.iterdir())
         if len(folders) > len(self.views):
             raise ValueError(f"{self.root}: two folders of one view: {', '.join(path.name for path in folders)}")
         if folders and self.flat:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import yaml
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from pydantic_core import to_jsonable_python
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -103,10 +104,12 @@ def start_npy(file: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def png_bytes(array: np.ndarray) -> bytes:
-    """An 8-bit grey or RGB picture as a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
+def png_bytes(array: np.ndarray, title: str = "") -> bytes:
+    """An 8-bit grey or RGB picture as a PNG, which may bear a title."""
+    buffer, told = io.BytesIO(), PngInfo()
+    if title:
+        told.add_text("Title", title)
+    Image.fromarray(array).save(buffer, "PNG", pnginfo=told)
     return buffer.getvalue()
 
 

@@ -100,6 +100,9 @@ class LabelService:
         sent = sum(int(path.stem.partition("-")[2]) for path in paths)
         return {"answers": len(paths), "bytes_sent": sent, "bytes_received": sum(p.stat().st_size for p in paths)}
 
+    def _anew(self) -> str:
+        return f"remove {self.kept}, and all is asked for again"
+
     def _digest(self, image: np.ndarray) -> str:
         return hashlib.sha256(f"{self.address} {image.shape} ".encode() + image.tobytes()).hexdigest()
 
@@ -110,9 +113,10 @@ class LabelService:
                 try:
                     return read_answer(path.read_bytes(), image.shape[:2], self.space, str(path))
                 except ValueError as error:
-                    raise ValueError(f"{error}. It was kept when the box spoke of other classes: set box_label_space "
-                                     f"back to them. If the box itself has changed, remove {self.kept}, and all is "
-                                     "asked for again") from None  # fmt: skip
+                    raise ValueError(
+                        f"{error}. It was kept when the box spoke of other classes: set box_label_space "
+                        f"back to them. If the box itself has changed, {self._anew()}"
+                    ) from None
         sent, who = png_bytes(image), f"the box at {self.address}, image {name!r}"
         for number, pause in enumerate((*self.pauses, None), start=1):
             try:
@@ -133,8 +137,9 @@ class LabelService:
                     logging.getLogger(__name__).warning("note: %s: %s; %s", who, error, waits)
                 stop.wait(max(pause, error.pause))
             except ValueError as error:
-                raise ValueError(f"{error}. The answers so far are kept: when the service is mended, or "
-                                 "box_label_space names its classes, start the same command") from None  # fmt: skip
+                wrong = f". If they are wrong, too, {self._anew()}" if self.kept else ""
+                raise ValueError(f"{error}. The answers so far are kept: start the same command when the service is "
+                                 f"mended, or box_label_space names its classes{wrong}") from None  # fmt: skip
         if folder:
             write_bytes(folder / f"{digest}-{len(sent)}.png", received)
         return labels
@@ -171,6 +176,8 @@ class LabelService:
                         raise ValueError(f"{who}: the answer has more than {most} bytes")
                     if time.monotonic() > deadline:  # httpx itself only limits the time between two chunks
                         raise httpx.ReadTimeout("timed out in the middle of the answer")
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ValueError(f"{who}: is box_address right? ({error})") from None
         except httpx.RequestError as error:
             limit = f", box_timeout is {self.timeout:g} s" if isinstance(error, httpx.TimeoutException) else ""
             said = self._plain(str(error) or type(error).__name__)
@@ -187,7 +194,8 @@ class LabelService:
         if answer.status_code == 200:
             kind = self._plain(answer.headers.get("Content-Type", "none"))
             raise ValueError(f"{who}: the answer is no PNG (Content-Type {kind}), it begins {said[:60]!r}")
-        hint = "is box_address the box's, and does it take a PNG of this size by POST?"
+        hint = (f"is box_address the box's, and does it take a PNG of {size[1]} x {size[0]} pixels by POST? With "
+                "box_queries: 4 all images sent are of one size")  # fmt: skip
         if answer.status_code in (401, 403):
             wrong = f"the token in {self.token_variable} is wrong"
             hint = wrong if self._token else "it wants a token: name its environment variable in box_token_variable"

@@ -49,11 +49,8 @@ def test_an_arm_is_its_study_with_some_parameters_switched():
 
 def test_the_table_and_the_curves_speak_of_arms_that_there_are():
     plan = read_ablation()
-    cells = [
-        *plan["table"].values(),
-        *plan["without"].values(),
-        *curve_cells(plan),
-    ]
+    pairs = [cell for pair in plan["pairs"].values() for cell in pair]
+    cells = [*plan["table"].values(), *plan["without"].values(), *pairs, *curve_cells(plan)]
     assert set(arms_of(cells)) | {"source_jitter", "published"} == set(plan["arms"]) and set(plan["quick"]) <= set(
         plan["arms"]
     )

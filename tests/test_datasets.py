@@ -110,6 +110,36 @@ def test_images_have_digests_of_their_pixels(folder_params, street_folder, tmp_p
     assert again.digests == [data.digests[i] for i in (1, 0, 2, 3)]
 
 
+def test_files_of_others_where_a_part_is_written_are_refused_and_stay(folder_params, street_folder, tmp_path):
+    own = tmp_path / "data" / "folder" / "target_train"
+    shutil.copytree(street_folder / "train", own)
+    before = sorted(path.name for path in own.iterdir())
+    for params in (folder_params, folder_params.model_copy(update={"target_root": str(own.parent),
+                                                                   "target_train_split": "target_train"})):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{own}: prepared images .* 4 other files .*seq_0.png for one: move them"):
+            conversion.prepare(params, 1, tmp_path / "data")
+        assert sorted(path.name for path in own.iterdir()) == before and len(list(own.parent.iterdir())) == 1
+    shutil.rmtree(own)
+    (own / "photos").mkdir(parents=True)
+    (own / "images.npy").touch()  # of a training part that was there before the photographs
+    with pytest.raises(ValueError, match="1 other files lie in it, photos for one"):
+        conversion.prepare(folder_params, 1, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", [b"stra\xdfe.png", b"x" * 240 + b".png"])
+def test_names_that_no_record_or_file_system_takes_are_refused_before_anything_is_written(
+    folder_params, street_folder, tmp_path, name
+):
+    folder = os.fsencode(street_folder / "train")
+    try:
+        os.rename(os.path.join(folder, b"seq_0.png"), os.path.join(folder, name))
+    except OSError as error:
+        pytest.skip(f"this file system takes no such name: {error}")
+    with pytest.raises(ValueError, match="target_train: 1 names are no UTF-8 or longer than 230 bytes, .* rename"):
+        conversion.prepare(folder_params, 1, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.fixture
 def trained_params(folder_params, street_folder):
     """The street folder is the source too, and the source model trains on it."""

@@ -418,3 +418,13 @@ def test_answers_in_the_outbox_are_refused_and_stay(vendor, tmp_path):
         with pytest.raises(ValueError, match="box_root: .* name another folder"):
             deliveries(vendor.params, LabelFolder(root), vendor.parts, 3, tmp_path / "data")
     assert before == {path: path.read_bytes() for path in vendor.outbox.glob("*/*.png")}
+
+    place = vendor.outbox / "0_as_it_is" / "seq_0.png"
+    Image.fromarray(photo(place)[..., None].repeat(3, 2)).save(place)  # ids in three channels, as OpenCV writes them
+    painted = place.read_bytes()
+    with pytest.raises(ValueError, match="seq_0.png: is no image to be sent"):
+        vendor.deliveries()
+    assert place.read_bytes() == painted
+    place.rename(place.with_name("._seq_0.png"))  # what a Mac leaves behind is nobody's answer
+    with pytest.raises(FileNotFoundError, match="0 of 20 label maps"):
+        vendor.deliveries()

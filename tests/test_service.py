@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,6 +106,9 @@ class Answer(RequestHandler):
 
     async def do_other_ids(self, labels):
         self.finish(png(labels + np.uint8(100)))
+
+    async def do_void(self, labels):
+        self.finish(png(np.full_like(labels, 255)))
 
     async def do_flood(self, labels):
         try:
@@ -673,6 +677,28 @@ def test_seeds_and_arms_share_the_answers_of_their_study(server, smoke_params, p
         labels = ask_for_labels(run, open_box(run, tmp_path), part)
         np.testing.assert_array_equal(labels, np.array(part.images)[..., 0] % 19)
     assert len(server.asked) == smoke_params.box_queries * len(part)
+
+
+def test_a_service_that_is_mended_is_asked_anew_once_its_answers_are_removed(
+    server, smoke_params, part, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("b2ma_core.study.inputs.PROJECT", tmp_path)
+    run, answers = Run(service_study(smoke_params, server.address), 0, tmp_path), tmp_path / "data/client/answers"
+    count = smoke_params.box_queries * len(part)
+    server.script = ["void"] * count
+    for _ in range(2):  # what is kept is not asked for again
+        with pytest.raises(ValueError, match=f"are void .*When the service is mended, remove {answers}"):
+            ask_for_labels(run, open_box(run, tmp_path / "data"), part)
+    assert len(server.asked) == count
+    shutil.rmtree(answers)
+    labels = ask_for_labels(run, open_box(run, tmp_path / "data"), part)
+    np.testing.assert_array_equal(labels, np.array(part.images)[..., 0] % 19)
+    np.testing.assert_array_equal(ask_for_labels(run, open_box(run, tmp_path / "data"), part), labels)
+    assert len(server.asked) == 2 * count
+
+    server.script = ["other ids"]
+    with pytest.raises(ValueError, match=f"holds .*If they are wrong, too, remove {answers}, and all is asked"):
+        open_box(run, tmp_path / "data").predict(255 - np.array(part.images), part.names)
 
 
 @pytest.mark.parametrize(

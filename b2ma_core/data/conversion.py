@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from b2ma_core import minicity
-from b2ma_core.data.datasets import Data, Part, load, parts
+from b2ma_core.data.datasets import FILES, Data, Part, load, parts
 from b2ma_core.data.layouts import (
     IMAGE_SUFFIXES,
     LAYOUTS,
@@ -42,6 +42,8 @@ from b2ma_core.files import PROJECT, only_one, start_npy, whole_folder, write_by
 from b2ma_core.params import Params, base_study
 from b2ma_core.processes import end_with_parent
 
+LONGEST_NAME = 230  # bytes: file systems take 255, and names of files that are being written are longer
+
 
 def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "data") -> dict[str, Data]:
     """Check and convert every part of a study, unless that was done already.
@@ -55,7 +57,8 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
         The parts by name.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`list_items`; and ValueError listing everything wrong with the files
+        FileNotFoundError, ValueError: see :func:`list_items`; ValueError if somebody else's files lie where a part is
+            to be written, and listing everything wrong with the files
             of all parts, not only the first; ``data/<study>/problems.txt`` has the list. Parts without fault are kept.
         OSError: if the disk cannot hold them.
     """
@@ -65,6 +68,7 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
     items, errors, problems = {}, [], []
     for name, part in wanted.items():
         try:
+            _refuse_others(folder / name)
             items[name] = list_items(part)
         except (FileNotFoundError, ValueError) as error:
             errors.append(error)
@@ -93,7 +97,7 @@ def list_items(part: Part) -> list[Item]:
 
     Raises:
         FileNotFoundError: if the folder is missing; the message shows the layout expected.
-        ValueError: if no sample is left, or two have the same name.
+        ValueError: if no sample is left, two have the same name, or a name is too long or no UTF-8.
     """
     if part.dataset == "minicity":
         return [
@@ -120,6 +124,10 @@ def list_items(part: Part) -> list[Item]:
     if twice:
         raise ValueError(f"{part.name}: {len(twice)} names stand for two images, {', '.join(twice[:3])}: rename one of "
                          "each, labels and predictions go by name")  # fmt: skip
+    odd = [item.name for item in items if len(os.fsencode(item.name)) > LONGEST_NAME or not _is_utf8(item.name)]
+    if odd:
+        raise ValueError(f"{part.name}: {len(odd)} names are no UTF-8 or longer than {LONGEST_NAME} bytes, {odd[0]!r} "
+                         "first: rename them (convmv mends names of old archives)")  # fmt: skip
     if not items:
         of = f" of sequences {part.sequences}" if part.sequences else ""
         others = "".join(f"; {sentence}" for sentence in _passed_over(part))
@@ -160,6 +168,19 @@ def read_sample(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None, 
 def _mapped(labels: np.ndarray, part: Part) -> np.ndarray:
     """Train ids of the part's space to the study's."""
     return labels if part.label_map is None else np.array(part.label_map, np.uint8)[labels]
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\udc80" <= c <= "\udcff" for c in name)  # how Python says bytes of a name that are no UTF-8
+
+
+def _refuse_others(folder: Path) -> None:
+    """A part's folder is replaced whole: ValueError if it holds files that were put there by somebody else."""
+    others = [p for p in folder.iterdir() if p.name not in FILES and p.name[0] != "."] if folder.is_dir() else []
+    if others:
+        raise ValueError(f"{folder}: prepared images are written here, and {len(others)} other files lie in it, "
+                         f"{min(others).name} for one: move them to a folder of another name, and name that one in the "
+                         "study's parameters")  # fmt: skip
 
 
 def _prepare(part: Part, items: list[Item], folder: Path, workers: int, trained: bool) -> None:

@@ -17,6 +17,7 @@ from b2ma_core.files import PROJECT
 from b2ma_core.labels import LabelSpace
 from b2ma_core.params import Params, base_study
 
+FILES = ("images.npy", "labels.npy", "labels.bin", "index.json")  # what a prepared part consists of
 PARTS = ("source_train", "source_val", "target_train", "target_val", "target_test")
 
 

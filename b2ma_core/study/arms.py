@@ -9,9 +9,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from b2ma_core.data.datasets import PARTS
+from b2ma_core.data.datasets import FILES, PARTS
 from b2ma_core.files import PROJECT
 from b2ma_core.params import base_study, load_params, unlike
 from b2ma_core.study.inputs import made_from, trainings_of
@@ -111,7 +112,11 @@ def main(what: str, study: str, notebook: str) -> int:
         remove_from(run, notebook)
     if notebook == STAGES[0]:
         for part in PARTS:
-            shutil.rmtree(PROJECT / "data" / study / part, ignore_errors=True)
+            folder = PROJECT / "data" / study / part
+            for file in FILES:  # and no others, which somebody put there
+                (folder / file).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
     return 0
 
 

@@ -6,7 +6,9 @@ images as they are, the *votes* what the weighted majority of all answers says, 
 
 import json
 import shutil
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from b2ma_core.data.datasets import PARTS, Data
 from b2ma_core.files import PROJECT, write_bytes, write_json, write_png
 from b2ma_core.params import Params, base_study
 from b2ma_core.queries import VIEWS, steadiness, view_size, views, weighted_majority_vote
-from b2ma_core.study.inputs import answered
+from b2ma_core.study.inputs import MARK, answered
 from b2ma_core.study.pseudo_labels import answer_size, read_labels, read_steadiness, steadiness_file
 from b2ma_core.study.records import Run
 from b2ma_core.study.stages import trained_model
@@ -33,6 +35,7 @@ def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:
     """The box of a study: the trained source model, on its owner's side, the vendor's folder, or a service.
 
     A service is the same box for all seeds and arms: ``<data>/<study>/answers/`` keeps what it said to any of them.
+    Whoever removes that folder has it asked anew: the mark in it is part of what labels are made from.
     """
     params = run.params
     if params.box == "folder":
@@ -40,7 +43,11 @@ def open_box(run: Run, data: Path = PROJECT / "data") -> BlackBox:
     if params.box == "service":
         from b2ma_core.service import LabelService  # here: no other box needs httpx
 
-        return LabelService(params.box_address, params.space_of("box"), data / base_study(params.study) / "answers",
+        kept = data / base_study(params.study) / "answers"
+        kept.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError), open(kept / MARK, "x") as mark:
+            mark.write(uuid.uuid4().hex)
+        return LabelService(params.box_address, params.space_of("box"), kept,
                             params.box_token_variable, params.box_timeout, params.box_requests)  # fmt: skip
     run.require("01_source_model")
     fabric = make_fabric(params)
@@ -110,8 +117,9 @@ def ask_for_labels(run: Run, box: BlackBox, data: Data, batch: int = 8, asked: S
         raise ValueError("\n".join([*wrong[:20], f".. and {len(wrong) - 20} more"] if len(wrong) > 20 else wrong))
     labels = read_labels(run, data)
     if all((m == space.ignore_index).all() for m in labels):
+        anew = f". When the service is mended, remove {box.kept}" if run.params.box == "service" else ""
         raise ValueError(f"the box's answers to all {len(data)} images of {data.name} are void "
-                         f"({space.ignore_index}): there is nothing to learn from")  # fmt: skip
+                         f"({space.ignore_index}): there is nothing to learn from{anew}")  # fmt: skip
     return labels
 
 

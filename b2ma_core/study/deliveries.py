@@ -12,6 +12,8 @@ from b2ma_core.params import Params, base_study
 from b2ma_core.queries import view_name, views
 from b2ma_core.study.asking import queries
 
+TITLE = "to be answered with a label map"  # of the pictures in the outbox: no answer bears it
+
 
 def deliveries(
     params: Params, box: BlackBox, parts: Sequence[Data], batch: int = 8, data: Path = PROJECT / "data"
@@ -54,7 +56,7 @@ def deliveries(
             notes.append(f"{part.name}: the box is not scored on it, {len(gaps)} of {everything} answers are missing")
             lacking[part.name] = gaps
             sent |= _send(part, gaps, count, outbox, batch)
-    for path in set(outbox.glob("*/*.png")) - sent:  # answered by now, or an image that is no longer there
+    for path in set(_lying_in(outbox)) - sent:  # answered by now, or an image that is no longer there
         path.unlink()
     if train.name in lacking:
         gaps, everything = lacking[train.name], len(train) * count
@@ -84,10 +86,15 @@ def _refuse_answers_in(outbox: Path, root: Path) -> None:
     if own == answers or own in answers.parents:
         raise ValueError(f"box_root: {root} lies in {outbox}, where images to be sent are written; name "
                          "another folder, and put the answers there")  # fmt: skip
-    misplaced = [path for path in sorted(outbox.glob("*/*.png")) if png_header(path)[1:] != (2,)]  # we send RGB
+    misplaced = [path for path in _lying_in(outbox)
+                 if png_header(path)[1:] != (2,) or TITLE.encode() not in path.read_bytes()[:200]]  # fmt: skip
     if misplaced:
         raise ValueError(f"{misplaced[0]}: is no image to be sent; {len(misplaced)} such files lie in {outbox}. Are "
                          f"they answers? Move them to {root}, under the same names")  # fmt: skip
+
+
+def _lying_in(outbox: Path) -> list[Path]:
+    return [path for path in sorted(outbox.glob("*/*.png")) if path.is_file() and path.name[0] != "."]
 
 
 def _send(part: Data, gaps: Sequence[tuple[int, int]], count: int, outbox: Path, batch: int) -> set[Path]:
@@ -99,7 +106,7 @@ def _send(part: Data, gaps: Sequence[tuple[int, int]], count: int, outbox: Path,
             for i, image in zip(indices, view, strict=True):
                 if (i, k) not in gaps:
                     continue
-                path, content = outbox / view_name(k) / f"{part.names[i]}.png", png_bytes(image)
+                path, content = outbox / view_name(k) / f"{part.names[i]}.png", png_bytes(image, TITLE)
                 sent.add(path)
                 if not path.is_file() or path.read_bytes() != content:
                     write_bytes(path, content)

@@ -17,6 +17,8 @@ IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them togeth
     "deeplabv2_resnet101_full": "resnet101-63fe2227.pth",
 }
 
+MARK = "made.txt"  # in the folder of a service's answers: another text whenever the folder is made
+
 
 def made_from(run, name: str) -> dict[str, dict]:
     """What a stage would be made from now.
@@ -155,7 +157,7 @@ def weights_file(params: Params, stage: Stage) -> Path:
 def answered(run, part: str, names: list[str]) -> dict[str, str]:
     """Name of an image -> digest of what its pseudo label is made from: image, box and, for a vendor's, delivered file.
 
-    A box that is neither the run's own model nor a folder is asked again for another image alone.
+    A service is asked again for another image alone, or when the folder of its answers was removed.
     """
     params, index = run.params, _index(run.params, part)
     images = index and list(zip(index["digests"], index["label_sizes"] or index["digests"], strict=True))
@@ -165,6 +167,8 @@ def answered(run, part: str, names: list[str]) -> dict[str, str]:
     elif params.box == "folder":
         box.append(code_digests(*stage_named("labels").code))
         files = delivered(params) or {}
+    else:
+        box.append(file_digest(PROJECT / "data" / base_study(params.study) / "answers" / MARK))
     return {name: digest([box, images and images[i], files.get(name)]) for i, name in enumerate(names)}
 
 
