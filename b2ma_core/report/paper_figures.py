@@ -97,7 +97,8 @@ def gap_bars(results: pd.DataFrame) -> Figure:
 
 def ablation_dots(rows: Sequence[dict]) -> Figure:
     """Each row's mIoU, a dot a seed and a diamond for the mean, and its difference to what its heading says with a 95%
-    interval; :func:`ablation.ablation_rows`. The table's first row, far from the others, is told in the title."""
+    interval, from three seeds on; :func:`ablation.ablation_rows`. The table's first row, far from the others, is told
+    in the title."""
     origin, shown, lines = rows[0], rows[1:] or rows, []
     for i, row in enumerate(shown):
         if i and row["against"] != shown[i - 1]["against"]:
@@ -116,6 +117,7 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
         left.plot(values.mean(), y, "D", color=PALETTE[0], markersize=4)
         if row["difference"] and row is not rows[1]:  # stage 1 against source-only: labels, not parts; in the table
             mean, half = 100 * np.array(row["difference"])
+            half = half if len(values) > 2 else np.nan  # that of two seeds would dwarf the others; it is in the table
             right.errorbar(mean, y, xerr=half, fmt="D", color=PALETTE[0], markersize=4, capsize=2)
     left.set_yticks(range(len(lines)), [name for name, _ in lines])
     left.invert_yaxis()
