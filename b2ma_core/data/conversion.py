@@ -58,8 +58,8 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
 
     Raises:
         FileNotFoundError, ValueError: see :func:`list_items`; ValueError if somebody else's files lie where a part is
-            to be written, and listing everything wrong with the files
-            of all parts, not only the first; ``data/<study>/problems.txt`` has the list. Parts without fault are kept.
+            to be written, and listing everything wrong with the files of all parts, not only the first;
+            ``data/<study>/problems.txt`` has the list. Parts without fault are kept.
         OSError: if the disk cannot hold them.
     """
     granted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # "4,2": of nested loops the outer one's
