@@ -167,7 +167,7 @@ class LabelService:
     def _post(self, sent: bytes, size: tuple[int, int], who: str) -> bytes:
         """The body of an answer with status 200; ValueError or TryAgain for any other."""
         most = 8 * size[0] * size[1] + 2**20  # bytes: no PNG of this size needs more
-        received, deadline = bytearray(), time.monotonic() + self.timeout
+        received, deadline, answer = bytearray(), time.monotonic() + self.timeout, None
         try:
             with self._client.stream("POST", self.address, content=sent) as answer:
                 for chunk in answer.iter_bytes():
@@ -183,7 +183,8 @@ class LabelService:
             said = self._plain(str(error) or type(error).__name__)
             if "location header" in said:
                 raise ValueError(f"{who}: a redirect that leads nowhere ({said}); is box_address the box's?") from None
-            raise TryAgain(f"no answer ({said}{limit})") from None
+            if answer is None or answer.status_code == 200:  # a refusal may break off
+                raise TryAgain(f"no answer ({said}{limit})") from None
         if answer.status_code == 200 and b"\x89PNG".startswith(received[:4]):
             return bytes(received)
         said = self._plain(received.decode("utf-8", "replace"))

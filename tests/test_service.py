@@ -367,8 +367,10 @@ class Raw:
                 threading.Thread(target=self.answer, args=[connection], daemon=True).start()
 
     def answer(self, connection):
-        with connection, suppress(OSError):  # the other side has gone
-            connection.recv(2**16)
+        with connection, connection.makefile("rb") as request, suppress(OSError):  # the other side has gone
+            head = iter(request.readline, b"\r\n")
+            (length,) = (int(line.split()[1]) for line in head if line.lower().startswith(b"content-length"))
+            request.read(length)  # all of it: to close with bytes unread sends a reset, which can overtake the answer
             self.say(connection)
 
 
@@ -409,6 +411,7 @@ def test_an_answer_that_never_ends_is_given_up(raw, start, again):
     (b"HTTP/1.1 302 Found\r\nLocation: http://x/?t=%s\r\nContent-Length: 0\r\n\r\n", "points to"),
     (b"HTTP/1.1 302 Found\r\nLocation: http://[::%s/\r\nContent-Length: 0\r\n\r\n", "a redirect that leads nowhere"),
     (b"HTTP/1.1 418 Tea\r\nConnection: close\r\n\r\n\x1b[31m\x07 %s", "status 418"),
+    (b"HTTP/1.1 413 Too Large\r\nContent-Length: 1000\r\n\r\nat most 1 MB, %s", "status 413 .at most 1 MB"),
 ])  # fmt: skip
 def test_no_answer_brings_the_token_or_control_characters_into_a_message(raw, answer, said, monkeypatch, caplog):
     token = "a+secret/that=nobody-may-read"
