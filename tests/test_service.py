@@ -534,7 +534,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(serving):
         assert first.wait(10)
         with pytest.raises(httpx.ReadTimeout):  # in the queue behind the first, and given up
             httpx.post(address, content=png(np.full((16, 32, 3), 2, np.uint8)), timeout=0.5)
-        time.sleep(0.2)  # the server hears of it
+        time.sleep(1)  # the server hears of it
         go_on.set()
         assert waits.result().status_code == 200
     assert httpx.post(address, content=png(np.full((16, 32, 3), 3, np.uint8))).status_code == 200
@@ -662,7 +662,7 @@ def test_a_service_that_speaks_of_other_classes_is_joined_by_the_map(server, smo
 
 
 def test_the_trial_of_a_service_comes_before_all_training_and_not_after_the_answers(server, smoke_params, tmp_path):
-    run = Run(service_study(smoke_params, server.address, box_timeout=0.2), 0, tmp_path)
+    run = Run(service_study(smoke_params, server.address), 0, tmp_path)
     server.script = ["html"]
     with pytest.raises(ValueError, match=f"{server.address}, image 'a grey trial image': the answer is no PNG"):
         preflight(run)
