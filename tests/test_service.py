@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import http.client
 import io
 import os
 import re
@@ -368,8 +369,8 @@ class Raw:
 
     def answer(self, connection):
         with connection, connection.makefile("rb") as request, suppress(OSError):  # the other side has gone
-            head = iter(request.readline, b"\r\n")
-            (length,) = (int(line.split()[1]) for line in head if line.lower().startswith(b"content-length"))
+            request.readline()
+            length = int(http.client.parse_headers(request)["Content-Length"])
             request.read(length)  # all of it: to close with bytes unread sends a reset, which can overtake the answer
             self.say(connection)
 
