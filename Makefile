@@ -3,7 +3,8 @@
 # make ablation the parts of the method one by one        (RUNS=figures/records: from the committed ones)
 #               (QUICK=1: mixes and hard patches)         make records keeps the records of runs/ there
 # make clean    removes runs, arms and data of STUDY      make notebooks keeps a run's executed notebooks there
-# make site     a run's executed notebooks as pages       Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
+# make site     a run's executed notebooks as pages       make accept  the code has changed, STUDY's results have not
+#                                                         Variables: STUDY=camvid SEEDS="0 1 2" JOBS=2
 #                                                         LAB="--no-browser --port 8889" for a machine far away
 #                                                         PROFILE=profiles/slurm: as jobs on a cluster
 STUDY ?= minicity
@@ -29,7 +30,7 @@ export MALLOC_MMAP_THRESHOLD_ = 2000000000
 export MALLOC_TRIM_THRESHOLD_ = 4000000000
 export THP_MEM_ALLOC_ENABLE = 1
 
-.PHONY: study test lab figures records notebooks ablation site clean benchmark
+.PHONY: study test lab figures records notebooks ablation site accept clean benchmark
 
 study: .venv/ready
 	@$(CHECK) study
@@ -83,6 +84,10 @@ site: .venv/ready
 benchmark: .venv/ready
 	$(PY) benchmarks/stage2_step.py
 	$(PY) benchmarks/input_pipeline.py
+
+# After a change of code that makes the same of what was trained, say a mix beside the others: it is not trained again.
+accept: .venv/ready
+	@$(PY) -m b2ma_core.study.arms accept "$(STUDY)"
 
 # FROM=05_self_distill: that notebook's outputs and all later ones alone, of every seed and arm. What was put into
 # data/ by hand stays, and so do the answers of a service, which may have been paid for.

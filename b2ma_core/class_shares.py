@@ -1,8 +1,16 @@
 """Distribution alignment: the teacher's class shares are held near those of the pseudo labels."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+def class_frequencies(labels: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
+    """``(C,)`` float64 share of the labelled pixels per class, 0 .. 1, of ``(H, W)`` uint8 maps of train ids."""
+    counts = sum(np.bincount(np.asarray(m).ravel(), minlength=256)[:num_classes] for m in labels)
+    return counts / max(counts.sum(), 1)
 
 
 class ClassShares(nn.Module):

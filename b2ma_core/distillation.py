@@ -227,7 +227,8 @@ def teach(
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """What one step of stage 2 is told. Defaults are the published values, but for the confidence.
+    """What one step of stage 2 is told. Defaults are the published values, but for the confidence; a study's own recipe
+    is made of its parameters, by ``study.stages.self_distillation_of``.
 
     Attributes:
         mix: of the images, see :func:`mixes.mix`; "none" leaves them whole.

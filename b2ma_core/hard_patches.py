@@ -257,7 +257,12 @@ def paste(tensor: Tensor, patches: Tensor, places: Tensor) -> Tensor:
 
     Returns:
         A new tensor.
+
+    Raises:
+        ValueError: if the dtypes differ, as of float images and the uint8 of :func:`cut_patches`.
     """
+    if patches.dtype != tensor.dtype:
+        raise ValueError(f"patches are {patches.dtype}, the batch is {tensor.dtype}: bring them to the same")
     pasted, (h, w) = tensor.clone(), patches.shape[-2:]
     for i, (patch, (row, column)) in enumerate(zip(patches, places.tolist(), strict=True)):
         pasted[i, ..., row : row + h, column : column + w] = patch

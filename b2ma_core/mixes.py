@@ -32,13 +32,13 @@ def mix(
     if kind == "spatial":
         cuts = draw_cuts(batch, height, width, position_beta, generator)
         return [spatial_mix(tensor, cuts) for tensor in tensors]
-    if kind not in MIXES:
-        raise ValueError(f"unknown mix {kind!r}, allowed are {', '.join(MIXES)}")
     partners = (torch.arange(batch) + torch.randint(1, max(batch, 2), (), generator=generator)) % batch
     if kind == "cutmix":
         masks = rectangles(batch, height, width, generator).to(train_ids.device)
-    else:
+    elif kind == "classmix":
         masks = half_of_the_classes(train_ids[partners], generator)
+    else:
+        raise ValueError(f"unknown mix {kind!r}, allowed are {', '.join(MIXES)}")
     return [torch.where(masks if t.ndim == 3 else masks[:, None], t[partners], t) for t in tensors]
 
 

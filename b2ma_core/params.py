@@ -23,7 +23,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Mix = Literal["none", "spatial", "cutmix", "classmix"]  # see mixes.py
+MIXES = ("none", "spatial", "cutmix", "classmix")  # those of mixes.py, which imports torch; a test holds them together
 Size = Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=2, max_length=2)]
 
 # They change how fast or how closely watched a run is, not what comes out of it.
@@ -136,7 +136,7 @@ class Params(BaseModel):
     stage1_learning_rate: Positive = 2.0e-3
     stage1_class_weights: Literal["none", "sqrt"] = "sqrt"  # sqrt: 1 / sqrt(frequency in the pseudo labels)
     stage1_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    stage1_mix: Mix = "none"  # of images and pseudo labels
+    stage1_mix: Literal[*MIXES] = "none"  # of images and pseudo labels
 
     # --- stage 2: self-distillation
     rounds: Annotated[int, Field(ge=0)] = 1  # published: several
@@ -146,7 +146,7 @@ class Params(BaseModel):
     # Distribution alignment (class_shares.py): the teacher's class shares are drawn to those of the pseudo labels.
     share_alignment: Share = 1.0  # how far (published 0)
     teacher_box_share: Share = 0.3  # of the box's labels beside the teacher's probabilities (published 0)
-    stage2_mix: Mix | Literal["auto"] = "auto"  # auto: none where patches are given, else cutmix (published spatial)
+    stage2_mix: Literal["auto", *MIXES] = "auto"  # auto: none where patches are given, else cutmix (published spatial)
     position_beta: float = 0.25  # SpatialMix: Beta(b, b) of the cut; <= 0: the centre
     ema_alpha: Share = 0.99
     confidence_threshold: float = 0.7  # published 0.968
@@ -296,7 +296,13 @@ def _check_address(address: str | None) -> None:
 
 
 def unlike(params: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the parameters with an effect on results that two runs were told otherwise, sorted."""
+    """Names of the parameters with an effect on results that two runs were told otherwise, sorted.
+
+    A parameter that one of them does not have is younger than that run, which was made as by its default.
+    """
+    fields = Params.model_fields
+    defaults = {name: fields[name].default for name in {*params} ^ {*other} if name in fields}
+    params, other = defaults | dict(params), defaults | dict(other)
     return [
         name
         for name in sorted({*params, *other})

@@ -77,8 +77,8 @@ from torch import Tensor, nn  # noqa: E402
 
 from b2ma_core import minicity  # noqa: E402
 from b2ma_core.augmentations import jitter_and_blur  # noqa: E402
-from b2ma_core.class_shares import ClassShares  # noqa: E402
-from b2ma_core.data import conversion, datasets  # noqa: E402
+from b2ma_core.class_shares import ClassShares, class_frequencies  # noqa: E402
+from b2ma_core.data import conversion  # noqa: E402
 from b2ma_core.distillation import (  # noqa: E402
     SelfDistillation,
     Sharing,
@@ -268,7 +268,7 @@ def mix(case: Case) -> Row:
 def teacher(case: Case) -> Row:
     """Labels and confidences with class shares and the box's labels beside them, in two steps."""
     images, labels = batch(4, case.size)
-    frequencies = datasets.class_frequencies(labels.numpy(), CLASSES)
+    frequencies = class_frequencies(labels.numpy(), CLASSES)
     reference, model = pair(case.networks[-1], case.device)
     answers = []
     for network, device, tensor in ((model, case.device, on(case.device, images)), (reference, "cpu", images)):
@@ -308,7 +308,7 @@ def self_distillation(case: Case) -> Row:
     in 1 and 4 parts."""
     images, labels = batch(4, case.size)
     rows, columns = (side // 4 for side in case.size)
-    name, frequencies = case.networks[-1], datasets.class_frequencies(labels.numpy(), CLASSES)
+    name, frequencies = case.networks[-1], class_frequencies(labels.numpy(), CLASSES)
     reference, _ = pair(name, torch.device("cpu"))
 
     def step(network: nn.Module, device: torch.device, images: Tensor, sharing: Sharing) -> Tensor:
@@ -412,8 +412,7 @@ def resume(case: Case, deterministic: bool = False) -> Row:
     with deterministic_algorithms(deterministic) as undetermined:
         for run in (whole, cut):
             stages.TRAININGS["stage2"](run, 1)
-    files = [[run.path("stage2", "round-1", f"{n}.safetensors").read_bytes() for n in ("student", "best")]
-             for run in (whole, cut)]  # fmt: skip
+    files = [run.path("stage2", "round-1", "student.safetensors").read_bytes() for run in (whole, cut)]
     histories = [json.loads(run.path("stage2", "round-1", "history.json").read_text())["loss"] for run in (whole, cut)]
     furthest = max(abs(a - b) for a, b in zip(*histories, strict=True))
     measured = {"killed after step": step, "same bits": files[0] == files[1], "losses apart": furthest}

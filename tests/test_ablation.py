@@ -52,6 +52,8 @@ def test_the_table_and_the_curves_speak_of_arms_that_there_are():
     pairs = [cell for pair in plan["pairs"].values() for cell in pair]
     cells = [*plan["table"].values(), *plan["without"].values(), *pairs, *curve_cells(plan)]
     beside = {"source_jitter", "published", "mix1_long_oracle"}  # in no table
+    unseen = set(plan["arms"]) - set(arms_of(cells)) - beside
+    assert not unseen, "an arm has to stand in the table, without, pairs or curves of params/ablation.yaml"
     assert set(arms_of(cells)) | beside == set(plan["arms"]) and set(plan["quick"]) <= set(plan["arms"])
 
 
@@ -61,6 +63,8 @@ def test_an_arm_begins_at_the_first_stage_that_reads_a_switch():
     assert first_stage(["box_queries", "rounds"]) == "02_pseudo_labels"
     with pytest.raises(ValueError, match="image_size: an arm shares its study's data"):
         first_stage(["image_size"])
+    with pytest.raises(ValueError, match="workers: no stage reads it; add it to the reads"):
+        first_stage(["workers"])
     ours = {"study", "label_space", "image_size", "world_seed", "box", "accelerator", "devices", "precision", "workers"}
     data = {n for n in Params.model_fields if n.startswith(("source_", "target_")) and n.split("_")[1] in
             ("dataset", "root", "domain", "sequences", "image", "label", "train", "val", "test")}  # fmt: skip

@@ -59,6 +59,26 @@ def test_every_link_leads_somewhere():
         assert LINK.findall(text) == [], notebook
 
 
+def test_the_method_is_lifted_out_in_six_files(tmp_path):
+    """As docs/extending.md says."""
+    told = (PROJECT / "docs" / "extending.md").read_text().partition("**Lifting the method.**")[2]
+    files = re.findall(r"`(\w+\.py)`", told.partition("need torch")[0])
+    (tmp_path / "mine").mkdir()
+    for file in files:
+        text = (PROJECT / "b2ma_core" / file).read_text().replace("b2ma_core", "mine")
+        (tmp_path / "mine" / file).write_text(text)
+    script = """if True:
+        import sys, torch
+        from mine.distillation import SelfDistillation, make_teacher, self_distillation_step
+        student = torch.nn.Conv2d(3, 2, 1)
+        batch = torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
+        recipe, generator = SelfDistillation(confidence_threshold=0.0), torch.Generator()
+        losses = self_distillation_step(student, make_teacher(student), *batch, None, recipe, generator)
+        print(sum(losses).item() > 0, "b2ma_core" in " ".join(sys.modules))"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert len(files) == 6 and result.stdout == "True False\n", result.stderr
+
+
 def test_make_study_says_what_it_would_do():
     result = subprocess.run(["make", "-n", "study", "STUDY=camvid", "SEEDS=0 1", "JOBS=2"], cwd=PROJECT,
                             capture_output=True, text=True)  # fmt: skip

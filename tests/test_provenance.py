@@ -15,7 +15,7 @@ from b2ma_core.digests import code_digests
 from b2ma_core.files import PROJECT, write_json
 from b2ma_core.params import check_params, load_params
 from b2ma_core.report.results import check_alike, cost, read_records, trained_where
-from b2ma_core.study import inputs, on_disk, provenance
+from b2ma_core.study import arms, inputs, on_disk, provenance
 from b2ma_core.study.arms import branch, main
 from b2ma_core.study.asking import ask_for_labels
 from b2ma_core.study.pipeline import PIPELINE, STAGES, notebooks_before
@@ -58,8 +58,7 @@ def train(run, name, weights="weights"):
         file = "source" if name == "source" else "student"
         if not run.path(name, "history.json").is_file():
             write_json(run.path(name, f"{file}.safetensors"), weights)
-            write_json(run.path(name, "best.safetensors"), weights)
-            write_json(run.path(name, "history.json"), {"loss": [1.0], "miou": [[1, 0.5]], "best": [1, 0.5]})
+            write_json(run.path(name, "history.json"), {"loss": [1.0], "miou": [[1, 0.5]]})
 
 
 def replaced(path, keep_date=True):
@@ -79,7 +78,7 @@ def test_the_table_names_functions_that_there_are_and_every_parameter_has_a_read
     assert notebooks_before("05_self_distill") == [STAGES[0], STAGES[2], STAGES[3], STAGES[4]]
     names = load_params(PROJECT / "params/smoke.yaml").model_dump()
     unread = {name for name in names if not any(stage.read(name) for stage in PIPELINE)}
-    assert unread == {"study", "workers", "save_every"}
+    assert unread == {"study", "workers", "save_every"}, "a parameter has to stand in the reads of a stage of PIPELINE"
 
 
 def test_the_digest_of_code_passes_over_comments_and_sees_whatever_a_stage_leads_to(tmp_path):
@@ -210,8 +209,8 @@ def test_other_validation_labels_cost_the_curve_and_not_the_training(study, stre
     train(run, "oracle")
     replaced(street_folder / "valannot" / "seq_1.png")
     train(study(), "oracle")
-    assert json.loads(run.path("oracle", "history.json").read_text()) == {"loss": [1.0], "miou": [], "best": None}
-    assert run.path("oracle", "student.safetensors").is_file() and not run.path("oracle", "best.safetensors").exists()
+    assert json.loads(run.path("oracle", "history.json").read_text()) == {"loss": [1.0], "miou": []}
+    assert run.path("oracle", "student.safetensors").is_file()
     train(study(), "oracle")
 
 
@@ -258,9 +257,46 @@ def test_records_of_other_code_or_other_data_do_not_stand_in_one_table(study):
         check_alike(other, one)
 
 
-def test_a_changed_arm_is_made_again_and_an_origin_made_anew_is_linked_anew(study, tmp_path, monkeypatch):
-    from b2ma_core.study import arms
+def test_other_code_is_accepted_by_hand_and_kept_in_the_record(study, monkeypatch, capsys):
+    """A mix was added beside the others: what was trained before it is taken for the same, because somebody says so."""
+    run = study()
+    train(run, "source")
+    before = provenance.kept(run, "source")
+    other = {**before, "code": {**before["code"], "mixes": "0"}}
+    write_json(run.path("source", "made_from.json"), other)
+    with pytest.raises(ValueError, match=r"mixes.py: other code\n.*make accept STUDY=folder"):
+        train(run, "source")
+    assert provenance.accept(run) == [f"{run.path('source')}: b2ma_core/mixes.py: other code"]
+    train(run, "source")
+    assert provenance.accept(run) == []
+    told = provenance.trained(run, "01_source_model")["source"]
+    assert told["code"] == before["code"] and [each["code"] for each in told["then"]] == [other["code"]]
 
+    write_json(run.path("params.json"), run.params.model_dump())
+    write_json(run.path("source", "made_from.json"), other)
+    monkeypatch.setattr(arms, "PROJECT", run.folder.parents[2])
+    for said in (f"{run.path('source')}: b2ma_core/mixes.py: other code\n", "runs/folder: nothing to accept\n"):
+        main("accept", "folder")
+        assert capsys.readouterr().out == said
+    other["params"] = {**before["params"], "source_steps": 7}
+    write_json(run.path("source", "made_from.json"), other)
+    with pytest.raises(ValueError, match="source_steps: 7 -> ") as refused:
+        provenance.accept(run)
+    assert "make accept" not in str(refused.value)
+
+
+def test_a_parameter_that_is_younger_than_a_training_counts_as_its_default(study):
+    run = study()
+    train(run, "source")
+    before = provenance.kept(run, "source")
+    params = {name: value for name, value in before["params"].items() if name != "source_weight_decay"}
+    write_json(run.path("source", "made_from.json"), {**before, "params": params})
+    train(run, "source")
+    with pytest.raises(ValueError, match="source_weight_decay: None -> 0.5"):
+        train(study(source_weight_decay=0.5), "source")
+
+
+def test_a_changed_arm_is_made_again_and_an_origin_made_anew_is_linked_anew(study, tmp_path, monkeypatch):
     def arm(**switches) -> Run:
         monkeypatch.setattr(arms, "switched", lambda study: switches)
         run = study(**switches)
@@ -290,7 +326,8 @@ def test_a_changed_arm_is_made_again_and_an_origin_made_anew_is_linked_anew(stud
         first.path("stage1/history.json")
     )
     train(run, "stage2/round-1")
-    assert main("clean", "none", "03_stage") == 1
+    with pytest.raises(ValueError, match="FROM=03_stage: no such notebook"):
+        main("clean", "none", "03_stage")
     arms.remove_from(first.folder, "03_cross_domain")
     assert not first.path("stage1").exists() and first.path("labels").is_dir() and not first.path("oracle").exists()
     first = origin("two")

@@ -131,7 +131,9 @@ def list_items(part: Part) -> list[Item]:
     if not items:
         of = f" of sequences {part.sequences}" if part.sequences else ""
         others = "".join(f"; {sentence}" for sentence in _passed_over(part))
-        raise ValueError(f"{part.name}: {root / part.split} holds no images{of} ({', '.join(IMAGE_SUFFIXES)}){others}")
+        looked = ", ".join(str(folders(part.dataset, root, split)[0]) for split in part.split.split("+"))
+        raise ValueError(f"{part.name}: {looked} holds no images{of} ({', '.join(IMAGE_SUFFIXES)}){others}. Expected: "
+                         f"{LAYOUTS[part.dataset]}")  # fmt: skip
     return items
 
 

@@ -204,9 +204,3 @@ def load_to_learn(params: Params) -> Data:
     data = load(params, "target_train")
     few = params.learn_images is not None and params.learn_images < len(data)
     return data.of(data.evenly(params.learn_images)) if few else data
-
-
-def class_frequencies(labels: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
-    """``(C,)`` float64 share of the labelled pixels per class; 0 .. 1."""
-    counts = sum(np.bincount(np.asarray(m).ravel(), minlength=256)[:num_classes] for m in labels)
-    return counts / max(counts.sum(), 1)

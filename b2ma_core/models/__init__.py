@@ -4,6 +4,7 @@ Every network takes ``(N, 3, H, W)`` float32 RGB in [0, 1], normalises by itself
 ``(N, num_classes, H, W)`` logits.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,17 +16,28 @@ from b2ma_core.files import write_bytes
 from b2ma_core.models.deeplab_v2 import DeepLabV2, from_torchvision, resnet101_state
 from b2ma_core.models.networks import DeepLabMobileNetV2, DeepLabSmall
 
-CLASSIFIERS = ("head.", "layer5.", "classifier.")  # how the names of a classifier's parameters begin
-MODELS = (
-    "deeplab_small",
-    "deeplab_mobilenet_v2",
-    "deeplabv2_resnet101",
-    "deeplabv2_resnet101_full",
-)
+CLASSIFIERS = (
+    "head.",
+    "layer5.",
+    "classifier.",
+)  # how the names of a classifier's parameters begin: it has its own rate
 
-_IMAGENET = {"deeplab_mobilenet_v2": tv.MobileNet_V2_Weights.IMAGENET1K_V1,
-             "deeplabv2_resnet101": tv.ResNet101_Weights.IMAGENET1K_V1,
-             "deeplabv2_resnet101_full": tv.ResNet101_Weights.IMAGENET1K_V1}  # fmt: skip
+
+def _deeplab_v2(num_classes: int, imagenet: bool, branches: int) -> DeepLabV2:
+    model = DeepLabV2(num_classes, branches)
+    if imagenet:
+        model.load_state_dict(from_torchvision(resnet101_state()), strict=False)
+    return model
+
+
+# Name -> (classes, whether with ImageNet weights) -> network; and the weights that torchvision has for its backbone.
+MODELS = {
+    "deeplab_small": (lambda classes, imagenet: DeepLabSmall(classes), None),
+    "deeplab_mobilenet_v2": (DeepLabMobileNetV2, tv.MobileNet_V2_Weights.IMAGENET1K_V1),
+    "deeplabv2_resnet101": (partial(_deeplab_v2, branches=2), tv.ResNet101_Weights.IMAGENET1K_V1),
+    "deeplabv2_resnet101_full": (partial(_deeplab_v2, branches=4), tv.ResNet101_Weights.IMAGENET1K_V1),
+}
+
 # What public checkpoints keep their weights under, the first that is there counts.
 _KEPT_UNDER = ("state_dict", "model_state_dict", "model", "net")
 _AVERAGES = ("student", "teacher", "ema", "ema_model", "model_ema")  # several networks in one file
@@ -51,22 +63,15 @@ def build_model(name: str, num_classes: int, weights: str | Path | None = None) 
     """
     if name not in MODELS:
         raise ValueError(f"unknown network {name!r}, allowed are {', '.join(MODELS)}")
-    imagenet = weights == "imagenet"
-    if imagenet and name == "deeplab_small":
+    imagenet, (network, pretrained) = weights == "imagenet", MODELS[name]
+    if imagenet and pretrained is None:
         raise ValueError(f"{name} has no ImageNet weights here: set the weights to a file, or start from scratch")
     try:
-        if name == "deeplab_mobilenet_v2":
-            model = DeepLabMobileNetV2(num_classes, imagenet)
-        elif name == "deeplab_small":
-            model = DeepLabSmall(num_classes)
-        else:
-            model = DeepLabV2(num_classes, branches=2 if name == "deeplabv2_resnet101" else 4)
-            if imagenet:
-                model.load_state_dict(from_torchvision(resnet101_state()), strict=False)
+        model = network(num_classes, imagenet)
     except Exception as error:  # a broken file has as many errors as it has readers
         if not imagenet:
             raise
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(_IMAGENET[name].url).name
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(pretrained.url).name
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if file.is_file():
             raise OSError(

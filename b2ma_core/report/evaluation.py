@@ -57,7 +57,7 @@ def evaluate_run(
     Returns:
         The metrics for the record and the confusion matrices by row, all splits together. The metrics are ``rows``
         (``confusion``: split -> :meth:`ConfusionMatrix.counts`, of which all tables are made; for whoever opens the
-        record, ``miou`` of all splits together and ``best_miou``, the best checkpoint's), ``gap_closed`` of the last
+        record, ``miou`` of all splits together and ``best_miou``, the highest of the curve), ``gap_closed`` of the last
         row (None without oracle) and ``scored_on``. Without labels to score with, rows are empty. A few images with
         predictions go to ``records/samples.npz``.
     """
@@ -148,8 +148,8 @@ def _at(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _best(run: Run, row: str) -> float | None:
     history = None if row in BOX_ROWS else run.path(trainings(run.params)[row], "history.json")
-    best = json.loads(history.read_text())["best"] if history and history.is_file() else None
-    return best and best[1]
+    curve = json.loads(history.read_text())["miou"] if history and history.is_file() else ()
+    return max((value for _, value in curve), default=None)
 
 
 def _scored_on(run: Run, val: Data | None, scores: dict[str, ConfusionMatrix]) -> str:

@@ -5,6 +5,7 @@ read: the same box, the same labels, the same stage 1, so that a difference is t
 that has changed since is made again.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -14,10 +15,11 @@ from pathlib import Path
 
 from b2ma_core.data.datasets import FILES, PARTS
 from b2ma_core.files import PROJECT
-from b2ma_core.params import base_study, load_params, unlike
+from b2ma_core.params import base_study, check_params, load_params, study_file, unlike
+from b2ma_core.processes import run_command
 from b2ma_core.study.inputs import made_from, trainings_of
 from b2ma_core.study.pipeline import EVALUATION, PIPELINE, STAGES, stage_named
-from b2ma_core.study.provenance import changes, check, kept
+from b2ma_core.study.provenance import accept, changes, check, kept
 from b2ma_core.study.records import Run
 
 
@@ -25,12 +27,14 @@ def first_stage(names: Iterable[str]) -> str:
     """The first notebook that reads one of the parameters.
 
     Raises:
-        ValueError: for a parameter of the data, which the arms of a study share.
+        ValueError: for a parameter of the data, which the arms of a study share, or one that no stage reads.
     """
     notebooks = {EVALUATION}
     for name in names:
         stage = next((stage for stage in PIPELINE if stage.read(name)), None)
-        if stage is None or stage.name == "data":
+        if stage is None:
+            raise ValueError(f"{name}: no stage reads it; add it to the reads of those that do, in study/pipeline.py")
+        if stage.name == "data":
             raise ValueError(f"{name}: an arm shares its study's data; give this one a params file of its own")
         notebooks.add(stage.notebook)
     return min(notebooks, key=STAGES.index)
@@ -103,12 +107,21 @@ def _share(source: Path, target: Path) -> None:
         os.link(path, link)
 
 
-def main(what: str, study: str, notebook: str) -> int:
-    """``clean STUDY NOTEBOOK`` removes from all runs of a study and of its arms what a notebook and later ones made."""
+def main(what: str, study: str, notebook: str = "") -> None:
+    """``clean STUDY NOTEBOOK`` removes from all runs of a study and of its arms what a notebook and later ones made,
+    ``accept STUDY`` takes the present code for theirs, see :func:`provenance.accept`."""
+    study_file(study)
+    runs = sorted([*PROJECT.glob(f"runs/{study}/*"), *PROJECT.glob(f"runs/{study}+*/*")])
+    if what == "accept":
+        opened = [
+            Run(check_params(json.loads(file.read_text()), str(file)), int(file.parent.name), file.parents[2])
+            for file in (run / "params.json" for run in runs) if file.is_file()
+        ]  # fmt: skip
+        print(*[line for run in opened for line in accept(run)] or [f"runs/{study}: nothing to accept"], sep="\n")
+        return
     if what != "clean" or notebook not in STAGES:
-        print(f"FROM={notebook}: no such notebook; there are {', '.join(STAGES)}", file=sys.stderr)
-        return 1
-    for run in sorted([*PROJECT.glob(f"runs/{study}/*"), *PROJECT.glob(f"runs/{study}+*/*")]):
+        raise ValueError(f"FROM={notebook}: no such notebook; there are {', '.join(STAGES)}")
+    for run in runs:
         remove_from(run, notebook)
     if notebook == STAGES[0]:
         for part in PARTS:
@@ -117,8 +130,7 @@ def main(what: str, study: str, notebook: str) -> int:
                 (folder / file).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(run_command("arms", lambda: main(*sys.argv[1:])))

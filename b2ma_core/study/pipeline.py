@@ -73,8 +73,7 @@ PIPELINE = (
     ),
     Stage(
         "stage1", "03_cross_domain", after=("data", "labels"), folder="stage1", start="init",
-        reads=(*_TRAINING, *_TARGET, *_LOSS, "stage1_steps", "stage1_mix", "position_beta", "learn_from",
-               "learn_images"),
+        reads=(*_TRAINING, *_TARGET, "stage1_", "position_beta", "learn_from", "learn_images"),
         data=("target_train",), scored_on="target_val", code=("study.stages.train_stage1",),
     ),
     Stage(

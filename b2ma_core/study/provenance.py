@@ -15,11 +15,12 @@ from pathlib import Path
 
 from b2ma_core.digests import code_digests
 from b2ma_core.files import PROJECT, write_json
-from b2ma_core.params import base_study
+from b2ma_core.params import base_study, unlike
 from b2ma_core.study.inputs import made_from, trainings_of
 from b2ma_core.study.pipeline import EVALUATION, PIPELINE, made_by, stage_named, stages_of
 
 MADE_FROM, PROVENANCE = "made_from.json", "provenance.json"
+OTHER_CODE = ": other code"  # how such a line of changes ends
 
 
 def changes(before: dict | None, now: dict) -> list[str]:
@@ -30,15 +31,13 @@ def changes(before: dict | None, now: dict) -> list[str]:
     if before is None:
         return ["what it was made from was not kept"]
     then, params = before["params"], now["params"]
-    lines = [
-        f"{k}: {then.get(k)!r} -> {params.get(k)!r}" for k in sorted({*then, *params}) if then.get(k) != params.get(k)
-    ]
+    lines = [f"{name}: {then.get(name)!r} -> {params.get(name)!r}" for name in unlike(then, params)]
     lines += [
         f"{key}: other content" for key, value in now["inputs"].items()
         if key != "curve" and before["inputs"].get(key, value) != value
     ]  # fmt: skip
     modules = {*before["code"], *now["code"]}
-    lines += [f"b2ma_core/{module.replace('.', '/')}.py: other code" for module in sorted(modules)
+    lines += [f"b2ma_core/{module.replace('.', '/')}.py{OTHER_CODE}" for module in sorted(modules)
               if before["code"].get(module) != now["code"].get(module)]  # fmt: skip
     return lines
 
@@ -60,15 +59,41 @@ def refuse(run, name: str, lines: list[str]) -> None:
     stage, study = stage_named(name), run.params.study
     if stage.is_training:
         what = "with other parameters" if all(" -> " in line for line in lines) else "from something else"
-        raise ValueError(
-            f"{run.path(name)} was made {what}:\n  " + "\n  ".join(lines) + "\n"
-            f"Take that back, give the new study a name of its own (copy params/{base_study(study)}.yaml), or remove "
-            f"this stage and all that came of it: make clean STUDY={study} FROM={stage.notebook}"
-        )
+        ways = [
+            f"Take that back, give the new study a name of its own (copy params/{base_study(study)}.yaml)",
+            f"remove this stage and all that came of it: make clean STUDY={study} FROM={stage.notebook}",
+        ]
+        if all(line.endswith(OTHER_CODE) for line in lines):
+            ways.append(f"say that the new code makes the same of it: make accept STUDY={base_study(study)}")
+        raise ValueError(f"{run.path(name)} was made {what}:\n  " + "\n  ".join(lines) + "\n" + ", or ".join(ways))
     raise ValueError(
         f"{stage.notebook} was made from something else:\n  " + "\n  ".join(lines) + "\n"
         f"Run the notebook {stage.notebook} first (or all in order: make study STUDY={study})"
     )
+
+
+def accept(run) -> list[str]:
+    """Take the present code for that by which a run's trainings were made: whoever changed it says that it makes the
+    same of them, as where a mix was added beside the others. Their records name the code of then, too.
+
+    Returns:
+        What was accepted, a line each.
+
+    Raises:
+        ValueError: if more than code has changed.
+    """
+    accepted = []
+    for name in trainings_of(run):
+        before, now = kept(run, name), made_from(run, name)
+        lines = changes(before, now)
+        refuse(run, name, [line for line in lines if not line.endswith(OTHER_CODE)])
+        if lines:
+            told = {"code": before["code"], "when": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            write_json(
+                run.path(name, MADE_FROM), {**before, "code": now["code"], "then": [*before.get("then", []), told]}
+            )
+            accepted += [f"{run.path(name)}: {line}" for line in lines]
+    return accepted
 
 
 def check(run, notebook: str) -> None:
@@ -118,8 +143,7 @@ def training(run, name: str, device: Callable[[], dict]) -> Iterator[None]:
         write_json(path, {**told, "seconds": round(told["seconds"], 1), "finished": when})
     if before["inputs"].get("curve") != now["inputs"].get("curve"):
         history = json.loads((folder / "history.json").read_text())
-        write_json(folder / "history.json", {**history, "miou": [], "best": None})
-        (folder / "best.safetensors").unlink(missing_ok=True)
+        write_json(folder / "history.json", {**history, "miou": []})
         write_json(folder / MADE_FROM, now)
 
 
@@ -132,7 +156,9 @@ def trained(run, notebook: str) -> dict[str, dict]:
     for name in trainings_of(run):
         path = run.path(name, PROVENANCE)
         if path.is_file() and notebook in (stage_named(name).notebook, EVALUATION):
-            found[name] = {"code": kept(run, name)["code"], **json.loads(path.read_text())}
+            made = kept(run, name)
+            then = {"then": made["then"]} if "then" in made else {}  # see accept
+            found[name] = {"code": made["code"], **then, **json.loads(path.read_text())}
     return found
 
 

@@ -20,8 +20,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from b2ma_core.augmentations import Changes, draw_changes, jitter_and_blur, sensor_noise
-from b2ma_core.class_shares import ClassShares
-from b2ma_core.data.datasets import Data, class_frequencies, load, load_to_learn
+from b2ma_core.class_shares import ClassShares, class_frequencies
+from b2ma_core.data.datasets import Data, load, load_to_learn
 from b2ma_core.distillation import (
     SelfDistillation,
     Sharing,
@@ -31,8 +31,9 @@ from b2ma_core.distillation import (
     make_teacher,
     self_distillation_step,
 )
+from b2ma_core.labels import nearest
 from b2ma_core.mixes import mix
-from b2ma_core.models import build_model, freeze_batch_norm, load_weights
+from b2ma_core.models import MODELS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params, check_params
 from b2ma_core.processes import PARENT, end_with_parent, run_command
 from b2ma_core.study.batches import Batches, generator_for
@@ -77,6 +78,10 @@ def device_of(params: Params) -> dict:
 def new_model(run: Run, which: str, start: str) -> nn.Module:
     """A network with its first weights: ``start`` is "scratch", "imagenet" or a file. ``which``: source or target."""
     name = getattr(run.params, f"{which}_network")
+    if name not in MODELS:
+        raise ValueError(
+            f"{which}_network: no network {name!r}{nearest(name, MODELS)} (there are: {', '.join(MODELS)})"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(run.seed, f"{which} weights", 0).initial_seed())
         return build_model(name, num_classes(run.params), None if start == "scratch" else start)

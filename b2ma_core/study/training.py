@@ -69,6 +69,9 @@ def set_up(params: Params, fabric: Fabric, model: nn.Module, optimizer: str, wei
     model = compiled(model, fabric, params.image_size) if params.compile else model
     classifier = [p for name, p in trained.items() if name.startswith(CLASSIFIERS)]
     body = [p for name, p in trained.items() if not name.startswith(CLASSIFIERS)]
+    if not classifier and (optimizer == "sgd" or backbone_rate != 1):
+        raise ValueError(f"no parameter of this network begins with {', '.join(CLASSIFIERS)}: which is its classifier, "
+                         "with a rate of its own? Name it so, or add its name to CLASSIFIERS of models/")  # fmt: skip
     if optimizer == "sgd":
         groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
         return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
@@ -127,8 +130,7 @@ def fit(
         losses_of: (step, images, train ids) -> losses of the parts of a batch, one after another, which sum, over
             processes too, to the step's loss: what the steps in :mod:`distillation` yield.
         batches: what the steps see.
-        folder: gets ``progress.pt`` meanwhile and ``<name of the first>.safetensors``, ``best.safetensors``,
-            ``history.json`` at the end.
+        folder: gets ``progress.pt`` meanwhile and ``<name of the first>.safetensors``, ``history.json`` at the end.
         steps: number of steps.
         rate: learning rate of a step.
         result: what is scored and written: the first of the modules, or its average.
@@ -136,7 +138,7 @@ def fit(
         evaluate: mIoU (0 .. 1) for the curve; None where there are no labels to score with. It steers nothing.
 
     Returns:
-        The history: ``loss`` (one a step), ``miou`` ([step, value] pairs), ``best`` ([step, value]).
+        The history: ``loss`` (one a step), ``miou`` ([step, value] pairs).
     """
     params, progress = batches.params, folder / "progress.pt"
     with only_one(folder) if fabric.is_global_zero else nullcontext():
@@ -144,9 +146,9 @@ def fit(
         if (folder / "history.json").is_file():
             load_weights(result, folder / f"{name}.safetensors")
             return json.loads((folder / "history.json").read_text())
-        start, history, best = 0, {"loss": [], "miou": [], "best": None}, None
+        start, history = 0, {"loss": [], "miou": []}
         if progress.is_file():
-            start, history, best = _resume(progress, modules, optimizer)
+            start, history = _resume(progress, modules, optimizer)
         workers = batches.workers(fabric.world_size)
         if workers < params.workers and fabric.is_global_zero:
             print(f"workers: {params.workers} loader processes need more shared memory than /dev/shm has free: going "
@@ -167,19 +169,14 @@ def fit(
             done = step + 1
             if evaluate and (done % params.evaluate_every == 0 or done == steps):
                 history["miou"].append([done, evaluate()])
-                if best is None or history["miou"][-1][1] > history["best"][1]:
-                    history["best"] = history["miou"][-1]
-                    best = {k: v.detach().cpu().clone() for k, v in result.state_dict().items()}
             if done % params.save_every == 0 or done == steps:
                 history["loss"] += torch.stack(losses).tolist()
                 losses.clear()
                 bar.set_postfix(loss=f"{np.mean(history['loss'][-params.save_every :]):.3f}", refresh=False)
                 if fabric.is_global_zero:
-                    _save(progress, done, modules, optimizer, history, best)
+                    _save(progress, done, modules, optimizer, history)
         if fabric.is_global_zero:
             save_weights(result.state_dict(), folder / f"{name}.safetensors")
-            if best is not None:
-                save_weights(best, folder / "best.safetensors")
             write_json(folder / "history.json", history)  # last: says that all is there
             progress.unlink(missing_ok=True)
         fabric.barrier()
@@ -259,25 +256,24 @@ def score(model: nn.Module, fabric: Fabric, data: Data, num_classes: int, scale:
     return scores
 
 
-def _save(path: Path, step: int, modules, optimizer, history: dict, best: dict | None) -> None:
+def _save(path: Path, step: int, modules, optimizer, history: dict) -> None:
     state = {
         "step": step,
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "optimizer": optimizer.state_dict(),
         "history": json.dumps(history),
-        "best": best,
     }
     with whole_file(path) as file:
         torch.save(state, file)
 
 
-def _resume(path: Path, modules, optimizer) -> tuple[int, dict, dict | None]:
+def _resume(path: Path, modules, optimizer) -> tuple[int, dict]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, module in modules.items():
             module.load_state_dict(state["modules"][name])
         optimizer.load_state_dict(state["optimizer"])
-        return state["step"], json.loads(state["history"]), state["best"]
+        return state["step"], json.loads(state["history"])
     except Exception as error:  # torch, zip and key errors alike mean that the file is of no use
         raise ValueError(
             f"{path}: this checkpoint is truncated or of another network ({repr(error)[:200]}). "
