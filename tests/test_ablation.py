@@ -328,7 +328,7 @@ def test_make_ablation_tells_snakemake_its_arms_and_seeds(capsys):
     main("config", "camvid", "0,1", "source_jitter")
     assert capsys.readouterr().out == "study=camvid seeds=0,1 arms=source_jitter\n"
     main("config", "minicity", "-", "quick")
-    quick = "plain,mix,cutmix,classmix,mix_patches,mix1,published_patches"
+    quick = "plain,mix,cutmix,classmix,patches,mix_patches,mix1,published_patches"
     assert capsys.readouterr().out == f"study=minicity seeds=0,1,2,3,4 arms={quick}\n"
     main("config", "minicity", "-")
     assert "published_stage1" in capsys.readouterr().out
