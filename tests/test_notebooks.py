@@ -129,6 +129,15 @@ def test_a_second_call_does_nothing(project):
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
 
 
+def test_a_record_that_is_missing_is_made_again_where_later_ones_stand(project):
+    record = project.root / "runs" / "smoke" / "0" / "records" / "01_source_model.json"
+    away = record.rename(record.with_suffix(".away"))  # as Snakemake takes it away where a notebook refuses
+    plan = [word for word in project.snakemake() if word not in ("-q", "all")]
+    code, output = project.python(*plan, "-n")
+    away.rename(record)
+    assert code == 0 and "rule 01_source_model" in output and "rule 00_data" not in output, output
+
+
 def test_a_second_study_in_the_same_folder_is_told_to_wait(project):
     with open(project.root / "runs" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
