@@ -16,11 +16,8 @@ from b2ma_core.files import write_bytes
 from b2ma_core.models.deeplab_v2 import DeepLabV2, from_torchvision, resnet101_state
 from b2ma_core.models.networks import DeepLabMobileNetV2, DeepLabSmall
 
-CLASSIFIERS = (
-    "head.",
-    "layer5.",
-    "classifier.",
-)  # how the names of a classifier's parameters begin: it has its own rate
+# How the names of a classifier's parameters begin: it has a learning rate of its own.
+CLASSIFIERS = ("head.", "layer5.", "classifier.")
 
 
 def _deeplab_v2(num_classes: int, imagenet: bool, branches: int) -> DeepLabV2:
