@@ -268,12 +268,19 @@ def test_two_processes_share_each_batch(prepared):
         assert torch.equal(joined, whole[step][0])
 
 
+def test_a_network_without_a_known_classifier_is_refused_where_its_rate_is_another(smoke_params):
+    for kind, backbone_rate in (("sgd", 1.0), ("adamw", 0.3)):
+        with pytest.raises(ValueError, match="no parameter of this network begins with head."):
+            training.set_up(smoke_params, training.make_fabric(smoke_params), torch.nn.Conv2d(3, 2, 1), kind, 0.0,
+                            backbone_rate)  # fmt: skip
+
+
 def test_weights_that_do_not_fit_show_before_any_training(prepared, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="w.pth: cannot be read as weights"):
         preflight(prepared("a", init=str(tmp_path / "w.pth")))
-    with pytest.raises(ValueError, match="unknown network 'x'"):
-        preflight(prepared("b", target_network="x"))
+    with pytest.raises(ValueError, match="target_network: no network 'deeplab_smal'; did you mean 'deeplab_small'"):
+        preflight(prepared("b", target_network="deeplab_smal"))
     with pytest.raises(FileNotFoundError, match="box_root"):
         preflight(prepared("c", box="folder", box_root=str(tmp_path / "none")))
 
