@@ -224,8 +224,8 @@ def test_the_owners_confidence_belongs_to_one_answer(smoke_params):
             check_params({**values, **told}, "x")
 
 
-def test_the_readmes_example_is_read_as_it_stands(write):
-    lines = (PROJECT / "README.md").read_text().splitlines()
+def test_the_documents_example_is_read_as_it_stands(write):
+    lines = (PROJECT / "docs" / "vendor.md").read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("    classes:"))
     write("yard", "\n".join(line[4:] for line in lines[start : start + 6]))
     yard = label_space("yard")
