@@ -306,6 +306,27 @@ def test_tables_as_text():
     assert r"\begin{tabular}{lrr}" in results.table_text(results.table(tidy({})), "latex")  # a head and no row
 
 
+def test_a_study_from_synthia_is_averaged_over_the_classes_that_synthia_has():
+    """Of 100 pixels a class half are right in source-only, 75 in stage 1, all by the oracle; SYNTHIA's three absent
+    classes (9, 14, 16) and wall (3) are never answered."""
+    params = load_params(PROJECT / "params" / "synthia_cityscapes.yaml")
+
+    def row(right: int, without: tuple) -> dict:
+        counts = np.zeros((19, 20), int)
+        for c in range(19):
+            counts[c, c], counts[c, 19] = (0, 100) if c in without else (right, 100 - right)
+        return {"confusion": {"val": counts.tolist()}}
+
+    rows = {"source-only": row(50, (3, 9, 14, 16)), "stage 1": row(75, (3, 9, 14, 16)), "oracle": row(100, ())}
+    found = tidy(rows, names=params.space.names)
+    lines = results.averages_text(found, params).splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["mIoU16:", "mIoU13:"]
+    cells = [[word.strip() for word in line.split("|")[1:-1]] for line in lines if line.startswith("| stage 1")]
+    assert cells == [["stage 1", "70.3", "44.1"], ["stage 1", "75.0", "50.0"]]
+    assert results.averages_text(found, params.model_copy(update={"source_dataset": "gta5"})) == ""
+    assert results.averages_text(tidy({}), params) == ""
+
+
 def test_an_interval_is_students_t_and_a_single_seed_has_none():
     assert results.difference(results.paired_difference([0.5], [0.4])) == "+10.0"
     mean, half = results.paired_difference([0.1, 0.3], [0, 0])  # half of 12.706 times 0.2: t of one degree of freedom

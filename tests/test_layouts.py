@@ -109,6 +109,18 @@ def test_gta5_and_cityscapes_are_read_as_distributed(smoke_params, gta5, citysca
     assert np.array_equal(target.images[1], image) and np.array_equal(val.labels[1], labels)
 
 
+def test_labels_of_gta5_may_be_a_few_pixels_larger_than_their_image_and_no_more(smoke_params, gta5, tmp_path):
+    image, labels = scene(0, size=(64, 130))
+    Image.fromarray(image).crop((1, 0, 129, 63)).save(gta5 / "images" / "00000.png")
+    Image.fromarray(LABEL_IDS[labels]).save(gta5 / "labels" / "00000.png")
+    source = conversion.prepare(params_for(smoke_params, "gta5", gta5, "all"), 1, tmp_path / "data")["source_train"]
+    resized = np.asarray(Image.fromarray(labels).resize((128, 64), Image.Resampling.NEAREST))
+    assert source.sizes[0] == (63, 128) and np.array_equal(source.labels[0], resized)
+    Image.fromarray(LABEL_IDS[labels][:, :120]).save(gta5 / "labels" / "00000.png")
+    with pytest.raises(ValueError, match=r"00000.png: labels are \(120, 64\), the image is \(128, 63\)"):
+        conversion.prepare(params_for(smoke_params, "gta5", gta5, "all"), 1, tmp_path / "data")
+
+
 def test_the_hidden_truth_of_cityscapes_test_is_no_truth(smoke_params, gta5, cityscapes, tmp_path):
     for path in cityscapes.glob("gtFine/test/*/*_labelIds.png"):
         Image.fromarray(np.zeros((64, 128), np.uint8)).save(path)  # as distributed: not one class

@@ -66,6 +66,13 @@ def test_a_checkpoint_is_scored_and_sent_as_label_ids(command, tmp_path):
     assert (CITYSCAPES.encode(sent) == labels[0]).mean() > 0.99
 
 
+def test_a_checkpoint_of_another_network_than_the_studys_is_scored_as_that(command, tmp_path, capsys):
+    weights = tmp_path / "public.safetensors"
+    save_weights(build_model("deeplab_mobilenet_v2", 19).state_dict(), weights)
+    assert command("--checkpoint", weights) == 1 and "do not fit" in capsys.readouterr().err
+    assert command("--checkpoint", weights, "--network", "deeplab_mobilenet_v2", "--scales", 1) == 0
+
+
 def test_the_benchmark_servers_names():
     name = "berlin_000000_000019_leftImg8bit"
     assert score.server_name(name) == "berlin_000000_000019_pred_labelIds.png"
@@ -122,8 +129,9 @@ def test_a_prediction_that_does_not_fit_is_named(command, tmp_path, capsys, dama
         ("--study smoke --checkpoint x --scales 1 -1", "got 1 -1"),
         ("--study smoke --checkpoint x --scales nan", "got nan"),
         ("--study smoke --checkpoint x --scales 1e9", "got 1e+09"),
-        ("--study smoke --predictions x --scales 2", "--scales and --flip: belong to --checkpoint"),
-        ("--study smoke --predictions x --flip", "--scales and --flip: belong to --checkpoint"),
+        ("--study smoke --predictions x --scales 2", "--flip and --network: belong to --checkpoint"),
+        ("--study smoke --predictions x --flip", "--flip and --network: belong to --checkpoint"),
+        ("--study smoke --predictions x --network deeplab_small", "--flip and --network: belong to --checkpoint"),
         ("--study smoke --checkpoint x --out pyproject.toml/x", "pyproject.toml: cannot be written"),
         ("--study smoke --checkpoint x --submission pyproject.toml", "--submission goes there"),
     ],

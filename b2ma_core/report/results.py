@@ -13,7 +13,7 @@ from scipy import stats
 
 from b2ma_core.files import PROJECT
 from b2ma_core.metrics import ConfusionMatrix, gap_closed
-from b2ma_core.params import load_params, study_file, unlike
+from b2ma_core.params import Params, load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
 from b2ma_core.study.pipeline import EVALUATION, stage_named
@@ -234,6 +234,17 @@ def tables_text(results: pd.DataFrame, form: str = "pipe") -> str:
     return "".join(texts) or "nothing was scored: the target has no labels\n"
 
 
+def averages_text(results: pd.DataFrame, params: Params, form: str = "pipe") -> str:
+    """A study's table over the 16 classes that SYNTHIA has, and over the 13 that most papers average: an average over
+    19 compares with none of theirs. Nothing for a study from another source."""
+    if params.source_dataset != "synthia" or not len(results):
+        return ""
+    names, subsets = params.space.names, params.space.subsets
+    chosen = {title: [names[c] for c in ids] for title, ids in subsets.items() if len(ids) < len(names)}
+    return "".join(f"\n{title}:\n\n{table_text(table(results[results['class'].isin(some)]), form)}"
+                   for title, some in chosen.items())  # fmt: skip
+
+
 def rare_classes(results: pd.DataFrame) -> list[str]:
     """Classes of one study that hold less than ``RARE_BELOW`` of the true pixels, but some."""
     pixels = together(results).drop_duplicates("class").set_index("class")["true_pixels"]
@@ -304,7 +315,8 @@ def main(study: str, seeds: str) -> None:
     numbers = seeds_of(seeds)
     records, found = read_records(study, numbers), read_results(study, numbers)
     scored = f": {records[0]['metrics']['scored_on']}, last checkpoints" if len(found) else ""
-    print(f"\n{study}{scored}\n{tables_text(found, 'plain')}{trained_where(records)}")
+    tables = tables_text(found, "plain") + averages_text(found, load_params(study_file(study)), "plain")
+    print(f"\n{study}{scored}\n{tables}{trained_where(records)}")
     print(f"figures: {(PROJECT / 'figures' / study).relative_to(PROJECT)}/   runs: runs/{study}/\n")
 
 

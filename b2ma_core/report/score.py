@@ -20,7 +20,7 @@ from b2ma_core.data.datasets import Data, load
 from b2ma_core.files import read_label_map, write_bytes, write_json, write_png
 from b2ma_core.labels import LabelSpace
 from b2ma_core.metrics import ConfusionMatrix
-from b2ma_core.models import build_model, load_weights
+from b2ma_core.models import MODELS, build_model, load_weights
 from b2ma_core.params import load_params, study_file
 from b2ma_core.processes import run_command
 from b2ma_core.report.results import spread, table_text
@@ -106,8 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--part", default="target_val", choices=("source_val", "target_train", "target_val", "target_test")
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, help="weights of the target network")
+    what.add_argument("--checkpoint", type=Path, help="weights of the target network, or of --network")
     what.add_argument("--predictions", type=Path, help="folder of <image name>.png with train ids")
+    parser.add_argument("--network", choices=MODELS, help="with --checkpoint; default: the study's target_network. "
+                        "Public DeepLabV2 weights fit both forms, and are meant for deeplabv2_resnet101")  # fmt: skip
     parser.add_argument("--scales", type=float, nargs="+", help="with --checkpoint; default: the study's predict_scale")
     parser.add_argument("--flip", action="store_true", help="with --checkpoint: the mirror image too")
     parser.add_argument("--out", type=Path, help="writes <out>.json, <out>.md and <out>.tex")
@@ -119,8 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Predict or read, score where there are labels, write what was asked for."""
     params = load_params(study_file(args.study))
-    if args.predictions and (args.scales or args.flip):
-        raise ValueError("--scales and --flip: belong to --checkpoint, predictions are scored as they are")
+    if args.predictions and (args.scales or args.flip or args.network):
+        raise ValueError("--scales, --flip and --network: belong to --checkpoint, predictions are scored as they are")
     args.scales = args.scales or [params.predict_scale]
     if not all(0.1 <= scale <= 4 for scale in args.scales):
         raise ValueError(f"--scales: each must lie between 0.1 and 4, got {' '.join(f'{s:g}' for s in args.scales)}")
@@ -139,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--part: {args.part} has no labels to score with; {way}")
     fabric, scores = make_fabric(params), ConfusionMatrix(space.num_classes, space.ignore_index)
     if args.checkpoint:
-        model = build_model(params.target_network, space.num_classes)
+        model = build_model(args.network or params.target_network, space.num_classes)
         load_weights(model, args.checkpoint)
         model = fabric.to_device(model.eval())
     for i, name in enumerate(tqdm(part.names, desc="score", unit="image", mininterval=5)):
