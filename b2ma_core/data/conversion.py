@@ -74,7 +74,7 @@ def prepare(params: Params, workers: int | None = None, data: Path = PROJECT / "
             errors.append(error)
     if errors:  # nothing is written then
         raise type(errors[0])("\n".join(map(str, errors)))
-    with only_one(folder, patience=3600):  # seeds that start together share what the first one prepares
+    with only_one(folder, patience=6 * 3600):  # seeds that start together share what the first one prepares: 92 GB, say
         for name, part in wanted.items():
             trained = name == "source_train" and params.box == "model" and params.source_steps > 0
             try:
