@@ -93,9 +93,13 @@ class ConfusionMatrix:
         return self.matrix.sum(1) + self.unanswered
 
     def present(self) -> list[int]:
-        """The classes that have a true pixel. Rows of one table are averaged over these: another class would count
-        where it is answered, as 0, and not where it is not."""
+        """The classes that have a true pixel."""
         return self.true_pixels().nonzero().flatten().tolist()
+
+    def miou_of_present(self) -> float:
+        """Mean IoU over the classes that have a true pixel, 0 .. 1, as in all tables and curves: another class would
+        count in the rows that answer it, as 0, and not in the others."""
+        return self.miou(self.present())
 
     def answers(self) -> Tensor:
         """``(C,)`` int64 pixels that are predicted as a class."""

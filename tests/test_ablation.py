@@ -365,7 +365,7 @@ def test_rows_are_averaged_over_the_classes_that_the_truth_holds():
     found = tidy(rows, names=("road", "truck"))
     assert results.miou(found).iloc[:, 0].to_dict() == {"source-only": 0.9, "stage 1": 1.0}
     scores = ConfusionMatrix.of([[90, 10, 0], [0, 0, 0]])
-    assert scores.present() == [0] and scores.miou() == 0.45 and scores.miou(scores.present()) == 0.9
+    assert scores.present() == [0] and scores.miou() == 0.45 and scores.miou_of_present() == 0.9
 
 
 def test_the_tidy_table_counts_every_class_of_every_split():

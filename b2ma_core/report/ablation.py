@@ -59,13 +59,13 @@ def cell_scores(
         if all(path.is_file() for path in paths):
             origin, record = map(results.read_record, paths)
             results.check_alike(record, origin, free, stages)
-            found[seed] = results.scores_of(record["metrics"], row)
+            found[seed] = results.scores_of(record["metrics"]["rows"][row]["confusion"])
     return found
 
 
 def cell_miou(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[int, float]:
     """mIoU (0 .. 1) of :func:`cell_scores`."""
-    return {seed: scores.miou(scores.present()) for seed, scores in cell_scores(study, cell, seeds, runs).items()}
+    return {seed: scores.miou_of_present() for seed, scores in cell_scores(study, cell, seeds, runs).items()}
 
 
 def compared(name: str, miou: dict[int, float], other: dict[int, float], against: str) -> dict:

@@ -102,10 +102,9 @@ def trained_where(records: Sequence[dict]) -> str:
             f"torch {each('torch')}, torchvision {each('torchvision')}")  # fmt: skip
 
 
-def scores_of(evaluation: dict, name: str, split: str = ALL) -> ConfusionMatrix:
-    """A row's confusion matrix on one of its splits, or on all of them together."""
-    parts = evaluation["rows"][name]["confusion"]
-    return ConfusionMatrix.of(np.sum(list(parts.values()) if split == ALL else [parts[split]], 0))
+def scores_of(confusion: Mapping[str, list[list[int]]], split: str = ALL) -> ConfusionMatrix:
+    """A row's confusion matrix on one of its splits, or on all of them together, from what the record keeps."""
+    return ConfusionMatrix.of(np.sum(list(confusion.values()) if split == ALL else [confusion[split]], 0))
 
 
 def class_scores(scores: Mapping[str, ConfusionMatrix], names: Sequence[str]) -> pd.DataFrame:
@@ -142,7 +141,7 @@ def tidy(records: Sequence[dict], names: Sequence[str]) -> pd.DataFrame:
         splits = list(record["metrics"]["rows"][rows[0]]["confusion"])
         for split in [ALL, *(splits if len(splits) > 1 else ())]:
             place = {"study": record["study"], "seed": record["seed"], "split": split}
-            found = {row: scores_of(record["metrics"], row, split) for row in rows}
+            found = {row: scores_of(record["metrics"]["rows"][row]["confusion"], split) for row in rows}
             parts.append(class_scores(found, names).assign(**place))
     empty = pd.DataFrame(columns=["study", "seed", "split", "row", "class", "iou"])
     return pd.concat(parts, ignore_index=True) if parts else empty

@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
         absent = [name for c, name in enumerate(space.names) if c not in scores.present()]
         if absent:
             print(f"note: {', '.join(absent)}: without a true pixel; in the averages a class of them counts as 0 where "
-                  f"it is answered. Over the others alone: {100 * scores.miou(scores.present()):.1f}%")  # fmt: skip
+                  f"it is answered. Over the others alone: {100 * scores.miou_of_present():.1f}%")  # fmt: skip
         if args.out:
             write_json(args.out.with_name(args.out.name + ".json"), found)
             for end, form in ((".md", "pipe"), (".tex", "latex")):
