@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from lightning_fabric import Fabric
 from PIL import Image
+from torch import nn
 
 from b2ma_core.data.datasets import Data, load
-from b2ma_core.files import whole_file, write_png
+from b2ma_core.files import read_label_map, whole_file, write_png
 from b2ma_core.metrics import ConfusionMatrix, gap_closed
 from b2ma_core.report.results import scores_of
 from b2ma_core.study.pipeline import EVALUATION, trainings
@@ -38,12 +39,12 @@ def score_rows(run: Run, names: Sequence[str] | None = None) -> dict[str, dict]:
         are made; for whoever opens the record, ``miou`` of all splits together and ``best_miou``, the highest of the
         curve. Nothing without labels to score with.
     """
-    fabric, val, rows = make_fabric(run.params), load(run.params, "target_val"), {}
+    val, rows = load(run.params, "target_val"), {}
     if val is None or val.labels is None:
         return rows
     parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
     for name in [*_box_rows(run, val), *row_names(run)] if names is None else names:
-        confusion = {split: s.counts().tolist() for split, s in _score_apart(run, name, parts, fabric).items()}
+        confusion = {split: s.counts().tolist() for split, s in _score_apart(run, name, parts).items()}
         miou = scores_of(confusion).miou_of_present()
         rows[name] = {"miou": miou, "best_miou": _best(run, name), "confusion": confusion}
     return rows
@@ -77,15 +78,11 @@ def predict_part(run: Run, part: Data, shown: Sequence[int]) -> list[np.ndarray]
     Returns:
         ``(h, w)`` uint8 for each of the images to show, by index.
     """
-    fabric, written = make_fabric(run.params), {}
-    last = trainings(run.params)[row_names(run)[-1]]
-    model = fabric.to_device(trained_model(run, "target", last, "student.safetensors"))
-    for i, (name, size) in enumerate(zip(part.names, part.sizes, strict=True)):
-        labels = predict(model, fabric, part.images[i : i + 1], size, run.params.predict_scale)[0]
-        write_png(run.path("predictions", part.name, f"{name}.png"), labels)
-        if i in shown:
-            written[i] = labels
-    return [written[i] for i in shown]
+    model, fabric = _student(run, row_names(run)[-1])
+    paths = [run.path("predictions", part.name, f"{name}.png") for name in part.names]
+    for i, (path, size) in enumerate(zip(paths, part.sizes, strict=True)):
+        write_png(path, predict(model, fabric, part.images[i : i + 1], size, run.params.predict_scale)[0])
+    return [read_label_map(paths[i]) for i in shown]
 
 
 def load_samples(run: Run) -> dict[str, np.ndarray]:
@@ -107,22 +104,23 @@ def _box_rows(run: Run, val: Data) -> tuple[str, ...]:
     return BOX_ROWS[: 1 + voted(run, val)]
 
 
-def _score_apart(run: Run, name: str, parts: dict[str, Data], fabric: Fabric) -> dict[str, ConfusionMatrix]:
-    """Confusion matrices of one row, by split."""
-    classes = run.params.space.num_classes
-    if name in BOX_ROWS:
-        return {split: _score_labels(read_labels(run, part, name == "votes"), part, classes)
-                for split, part in parts.items()}  # fmt: skip
-    model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
-    return {split: score(model, fabric, part, classes, run.params.predict_scale) for split, part in parts.items()}
-
-
-def _score_labels(labels: np.ndarray, val: Data, num_classes: int) -> ConfusionMatrix:
-    """Score label maps; those of another size than the truth are brought to it (nearest)."""
-    scores = ConfusionMatrix(num_classes)
-    for prediction, truth in zip(labels, val.labels, strict=True):
-        scores.update(_at(prediction, truth.shape), truth)
+def _score_apart(run: Run, name: str, parts: dict[str, Data]) -> dict[str, ConfusionMatrix]:
+    """Confusion matrices of one row, by split; labels of another size than the truth are brought to it (nearest)."""
+    classes, scale = run.params.space.num_classes, run.params.predict_scale
+    if name not in BOX_ROWS:
+        network = _student(run, name)
+        return {split: score(*network, part, classes, scale) for split, part in parts.items()}
+    scores = {split: ConfusionMatrix(classes) for split in parts}
+    for split, part in parts.items():
+        for labels, truth in zip(read_labels(run, part, name == "votes"), part.labels, strict=True):
+            scores[split].update(_at(labels, truth.shape), truth)
     return scores
+
+
+def _student(run: Run, row: str) -> tuple[nn.Module, Fabric]:
+    """The network of a trained row on its device, and the fabric that it computes with."""
+    fabric = make_fabric(run.params)
+    return fabric.to_device(trained_model(run, "target", trainings(run.params)[row], "student.safetensors")), fabric
 
 
 def _at(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -152,18 +150,14 @@ def _scored_on(run: Run, val: Data | None, rows: dict[str, dict]) -> str:
 
 def _save_samples(run: Run, val: Data | None) -> None:
     part = val or load(run.params, "target_train")
-    chosen = part.evenly(SAMPLES)
-    fabric = make_fabric(run.params)
+    chosen, size = part.evenly(SAMPLES), part.images.shape[1:3]
     samples = {"target_image": np.array(part.images[chosen])}
-    size = part.images.shape[1:3]
     if part.labels is not None:
         samples["truth"] = np.stack([_at(part.labels[i], size) for i in chosen])
     if run.path("labels", part.name).is_dir():
-        answers = read_labels(run, part.of(chosen))
-        samples["source-only"] = np.stack([_at(labels, size) for labels in answers])
+        samples["source-only"] = np.stack([_at(labels, size) for labels in read_labels(run, part.of(chosen))])
     for name in dict.fromkeys(("stage 1", row_names(run)[-1])):
-        model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
-        seen = samples["target_image"]
-        samples[name.replace(" ", "_")] = predict(model, fabric, seen, None, run.params.predict_scale)
+        said = predict(*_student(run, name), samples["target_image"], None, run.params.predict_scale)
+        samples[name.replace(" ", "_")] = said
     with whole_file(run.path("records", "samples.npz")) as file:
         np.savez_compressed(file, **samples)

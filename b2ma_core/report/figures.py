@@ -1,8 +1,7 @@
 """What the notebooks draw. Every function returns a matplotlib figure; class colours are Cityscapes' own."""
 
-import ast
 import inspect
-import textwrap
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -52,11 +51,8 @@ def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], wi
 
 def code(function: Callable) -> Code:
     """A function of the core as it stands there, without its docstring."""
-    lines = textwrap.dedent(inspect.getsource(function)).splitlines()
-    first = ast.parse("\n".join(lines)).body[0].body[0]
-    if inspect.getdoc(function):
-        del lines[first.lineno - 1 : first.end_lineno]
-    return Code("\n".join(lines), language="python")
+    source = re.sub(r'\n *""".*?"""', "", inspect.getsource(function), count=1, flags=re.DOTALL)
+    return Code(source.rstrip(), language="python")
 
 
 def class_patches(space: LabelSpace) -> list[Patch]:

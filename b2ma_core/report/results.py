@@ -297,9 +297,9 @@ def cost(seeds: Mapping[str, Sequence[int]], runs: Path = PROJECT / "runs") -> p
 
 
 def main(study: str, seeds: str) -> None:
-    study_file(study)
-    numbers = seeds_of(seeds)
-    records, found = read_records(study, numbers), read_results(study, numbers)
+    names, numbers = load_params(study_file(study)).space.names, seeds_of(seeds)
+    records = read_records(study, numbers)
+    found = tidy(records, names)
     scored = f": {records[0]['metrics']['scored_on']}, last checkpoints" if len(found) else ""
     print(f"\n{study}{scored}\n{tables_text(found, 'plain')}{trained_where(records)}")
     print(f"figures: {(PROJECT / 'figures' / study).relative_to(PROJECT)}/   runs: runs/{study}/\n")
