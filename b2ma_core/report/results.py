@@ -202,12 +202,10 @@ def difference(pair: tuple[float, float] | None) -> str:
 def table(results: pd.DataFrame, split: str = ALL) -> pd.DataFrame:
     """A study's table, in words: its rows, mIoU of each seed and of all, share of the gap."""
     means = miou(results, split)
-    cells = pd.DataFrame({"": means.index})
-    if means.shape[1] > 1:
-        cells = cells.assign(**{f"seed {seed}": [f"{100 * value:.1f}" for value in means[seed]] for seed in means})
+    cells = means.map(lambda value: spread([value])).add_prefix("seed ") if means.shape[1] > 1 else means[[]].copy()
     cells["mIoU (%)"] = [spread(values) for values in means.values]
     cells["gap closed (%)"] = [spread(values) for values in gaps_closed(means).values]
-    return cells
+    return cells.rename_axis(columns=None).reset_index(names="")
 
 
 def table_text(cells: pd.DataFrame, form: str = "pipe") -> str:
