@@ -96,11 +96,6 @@ class ConfusionMatrix:
         """The classes that have a true pixel."""
         return self.true_pixels().nonzero().flatten().tolist()
 
-    def miou_of_present(self) -> float:
-        """Mean IoU over the classes that have a true pixel, 0 .. 1, as in all tables and curves: another class would
-        count in the rows that answer it, as 0, and not in the others."""
-        return self.miou(self.present())
-
     def answers(self) -> Tensor:
         """``(C,)`` int64 pixels that are predicted as a class."""
         return self.matrix.sum(0)
@@ -156,6 +151,12 @@ def reliability(
         {"confidence": int(i) / bins, "pixels": float(counts[i] / counts.sum()), "right": float(hits[i] / counts[i])}
         for i in np.flatnonzero(counts)
     ]
+
+
+def miou_of_present(scores: ConfusionMatrix) -> float:
+    """Mean IoU over the classes that have a true pixel, 0 .. 1, as in all tables and curves: another class would count
+    in the rows that answer it, as 0, and not in the others."""
+    return scores.miou(scores.present())
 
 
 def gap_closed(source_only: float, value: float, oracle: float) -> float:

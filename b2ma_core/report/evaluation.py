@@ -10,7 +10,7 @@ from torch import nn
 
 from b2ma_core.data.datasets import Data, load
 from b2ma_core.files import read_label_map, whole_file, write_png
-from b2ma_core.metrics import ConfusionMatrix, gap_closed
+from b2ma_core.metrics import ConfusionMatrix, gap_closed, miou_of_present
 from b2ma_core.report.results import scores_of
 from b2ma_core.study.pipeline import EVALUATION, trainings
 from b2ma_core.study.pseudo_labels import read_labels, voted
@@ -45,7 +45,7 @@ def score_rows(run: Run, names: Sequence[str] | None = None) -> dict[str, dict]:
     parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
     for name in [*_box_rows(run, val), *row_names(run)] if names is None else names:
         confusion = {split: s.counts().tolist() for split, s in _score_apart(run, name, parts).items()}
-        miou = scores_of(confusion).miou_of_present()
+        miou = miou_of_present(scores_of(confusion))
         rows[name] = {"miou": miou, "best_miou": _best(run, name), "confusion": confusion}
     return rows
 

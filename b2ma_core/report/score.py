@@ -19,7 +19,7 @@ from tqdm import tqdm
 from b2ma_core.data.datasets import Data, load
 from b2ma_core.files import read_label_map, write_bytes, write_json, write_png
 from b2ma_core.labels import LabelSpace
-from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.metrics import ConfusionMatrix, miou_of_present
 from b2ma_core.models import build_model, load_weights
 from b2ma_core.params import Params, load_params, study_file
 from b2ma_core.processes import run_command
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
     absent = [name for c, name in enumerate(space.names) if c not in scores.present()]
     if absent:
         print(f"note: {', '.join(absent)}: without a true pixel; in the averages a class of them counts as 0 where "
-              f"it is answered. Over the others alone: {100 * scores.miou_of_present():.1f}%")  # fmt: skip
+              f"it is answered. Over the others alone: {100 * miou_of_present(scores):.1f}%")  # fmt: skip
     if args.out:
         write_json(args.out.with_name(args.out.name + ".json"), found)
         for end, form in ((".md", "pipe"), (".tex", "latex")):
