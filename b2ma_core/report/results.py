@@ -145,11 +145,6 @@ def tidy(records: Sequence[dict], names: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else empty
 
 
-def read_results(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
-    """:func:`tidy` of a study; raises as :func:`read_records`."""
-    return tidy(read_records(study, seeds, runs), load_params(study_file(study)).space.names)
-
-
 def together(results: pd.DataFrame, rows: Sequence[str] | None = None) -> pd.DataFrame:
     """The results on all images together; of some rows, or of all."""
     return results[(results["split"] == ALL) & (results["row"].isin(rows) if rows is not None else True)]
@@ -281,16 +276,20 @@ def in_words(results: pd.DataFrame) -> str:
     return text + "."
 
 
-def cost(seeds: Mapping[str, Sequence[int]], runs: Path = PROJECT / "runs") -> pd.DataFrame:
+def cost(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
     """Seconds of each training, however often it was stopped and resumed, all rounds together; median over the seeds
-    that have it ("-": none), a line a study, in words."""
+    that have it ("-": none), a line a study, in words.
+
+    Args:
+        records: of each study, the evaluation's, one a seed.
+    """
     columns = {"source": "source model", "stage1": "stage 1", "stage2": "self-distillation", "oracle": "oracle"}
     lines = [(study, record["seed"], columns[stage_named(name).name], told["seconds"])
-             for study, numbers in seeds.items() for record in read_records(study, numbers, runs)
+             for study, each in records.items() for record in each
              for name, told in record["trained"].items()]  # fmt: skip
     told = pd.DataFrame(lines, columns=["study", "seed", "training", "seconds"])
     sums = told.groupby(["study", "seed", "training"])["seconds"].sum().replace(0, math.nan)
-    medians = sums.groupby(["study", "training"]).median().unstack().reindex(seeds, columns=columns.values())
+    medians = sums.groupby(["study", "training"]).median().unstack().reindex(records, columns=columns.values())
     return medians.map(lambda value: "-" if math.isnan(value) else f"{value:.0f}").reset_index(names="seconds")
 
 
