@@ -93,8 +93,7 @@ class ConfusionMatrix:
         return self.matrix.sum(1) + self.unanswered
 
     def present(self) -> list[int]:
-        """The classes that have a true pixel. Rows of one table are averaged over these: another class would count
-        where it is answered, as 0, and not where it is not."""
+        """The classes that have a true pixel."""
         return self.true_pixels().nonzero().flatten().tolist()
 
     def answers(self) -> Tensor:
@@ -152,6 +151,12 @@ def reliability(
         {"confidence": int(i) / bins, "pixels": float(counts[i] / counts.sum()), "right": float(hits[i] / counts[i])}
         for i in np.flatnonzero(counts)
     ]
+
+
+def miou_of_present(scores: ConfusionMatrix) -> float:
+    """Mean IoU over the classes that have a true pixel, 0 .. 1, as in all tables and curves: another class would count
+    in the rows that answer it, as 0, and not in the others."""
+    return scores.miou(scores.present())
 
 
 def gap_closed(source_only: float, value: float, oracle: float) -> float:

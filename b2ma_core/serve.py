@@ -23,34 +23,32 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 
 from b2ma_core.files import png_bytes
 
+MOST = 2**26  # bytes and pixels of an image, unless the owner says otherwise
+
 
 @stream_request_body
 class Labels(RequestHandler):
-    """One image in, its labels out; an error is one line of text."""
+    """One image in, its labels out; an error is one line of text. The settings are those of :func:`application`."""
 
-    def initialize(
-        self, predict: Callable, token: str, most_bytes: int, most_pixels: int, pool: ThreadPoolExecutor
-    ) -> None:
-        self.predict, self.token, self.pool = predict, token, pool
-        self.most_bytes, self.most_pixels = most_bytes, most_pixels
+    def initialize(self) -> None:
         self.content, self.size, self.known, self.gone = bytearray(), 0, False, False
         self.work: asyncio.Future | None = None
 
     def prepare(self) -> None:
-        given = self.request.headers.get("Authorization", "").encode()
-        self.known = not self.token or hmac.compare_digest(given, f"Bearer {self.token}".encode())
+        given, token = self.request.headers.get("Authorization", ""), self.settings["token"]
+        self.known = not token or hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
 
     def data_received(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        if self.known and self.size <= self.most_bytes:  # else dropped, but read: who is still sending hears no answer
+        self.size += len(chunk)  # dropped or not, all is read: who is still sending hears no answer
+        if self.known and self.size <= self.settings["most_bytes"]:
             self.content += chunk
 
     async def post(self) -> None:
         if not self.known:
             raise HTTPError(401, "Wrong or missing token")
-        if self.size > self.most_bytes:
-            raise HTTPError(413, f"The image has {self.size} bytes, at most {self.most_bytes} are taken")
-        self.work = asyncio.get_running_loop().run_in_executor(self.pool, self.labels)
+        if self.size > self.settings["most_bytes"]:
+            raise HTTPError(413, f"The image has {self.size} bytes, at most {self.settings['most_bytes']} are taken")
+        self.work = asyncio.get_running_loop().run_in_executor(self.settings["pool"], self.labels)
         try:
             answer = await self.work
         except asyncio.CancelledError:
@@ -62,9 +60,9 @@ class Labels(RequestHandler):
 
     def labels(self) -> bytes:
         """The answer, in the one thread that computes; HTTPError says what is wrong with image or model."""
-        image = read_image(bytes(self.content), self.most_pixels)
+        image = read_image(bytes(self.content), self.settings["most_pixels"])
         try:
-            answer = self.predict(image[None])
+            answer = self.settings["predict"](image[None])
         except BaseException:  # of somebody else's function, sys.exit and StopIteration included
             logging.exception("the model failed on an image of %s", image.shape)  # for the owner alone
             raise HTTPError(500, "The model failed on this image: its owner's log says why") from None
@@ -106,11 +104,10 @@ def read_image(content: bytes, most_pixels: int) -> np.ndarray:
     return np.array(picture)
 
 
-def application(predict: Callable, token: str = "", most_bytes: int = 2**26, most_pixels: int = 2**26) -> Application:
+def application(predict: Callable, token: str = "", most_bytes: int = MOST, most_pixels: int = MOST) -> Application:
     """The service as a tornado application, which computes one image at a time."""
-    given = {"predict": predict, "token": token, "most_bytes": most_bytes, "most_pixels": most_pixels,
-             "pool": ThreadPoolExecutor(1)}  # fmt: skip
-    return Application([(".*", Labels, given)])
+    return Application([(".*", Labels)], predict=predict, token=token, most_bytes=most_bytes, most_pixels=most_pixels,
+                       pool=ThreadPoolExecutor(1))  # fmt: skip
 
 
 def function_named(name: str) -> Callable:
@@ -152,8 +149,8 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, for this machine alone")
     parser.add_argument("--port", type=int, default=8765, help="default: %(default)s; 0: any that is free")
     parser.add_argument("--token-variable", metavar="NAME", help="environment variable with the token to ask for")
-    parser.add_argument("--most-bytes", type=int, default=2**26, help="of an image; default: %(default)s")
-    parser.add_argument("--most-pixels", type=int, default=2**26, help="of an image; default: %(default)s")
+    parser.add_argument("--most-bytes", type=int, default=MOST, help="of an image; default: %(default)s")
+    parser.add_argument("--most-pixels", type=int, default=MOST, help="of an image; default: %(default)s")
     args = parser.parse_args()
     if bool(args.predict) == bool(args.study):
         parser.error("name a module:function or a --study, one of them")

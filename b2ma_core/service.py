@@ -10,14 +10,12 @@ import io
 import logging
 import math
 import os
-import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, quote_plus, urlsplit
 
 import httpx
@@ -29,6 +27,8 @@ from b2ma_core.labels import LabelSpace
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between tries: a server that restarts is back by then
 LONGEST_PAUSE = 600.0  # seconds that a service may ask for (Retry-After); above that the study stops and says so
+
+logger = logging.getLogger(__name__)
 
 
 class TryAgain(Exception):  # noqa: N818
@@ -107,6 +107,7 @@ class LabelService:
         return hashlib.sha256(f"{self.address} {image.shape} ".encode() + image.tobytes()).hexdigest()
 
     def _answer(self, digest: str, image: np.ndarray, name: str | int, stop: threading.Event) -> np.ndarray:
+        """The labels of one image: as they were kept, or asked for and then kept."""
         folder = self.kept and self.kept / digest[:2]  # 256 folders: a look into one takes no time
         for path in folder.glob(f"{digest}-*.png") if folder else ():
             with suppress(TryAgain):  # a damaged file is asked for again
@@ -118,13 +119,25 @@ class LabelService:
                         f"back to them. If the box itself has changed, {self._anew()}"
                     ) from None
         sent, who = png_bytes(image), f"the box at {self.address}, image {name!r}"
-        for number, pause in enumerate((*self.pauses, None), start=1):
+        try:
+            received, labels = self._ask(sent, image.shape[:2], who, stop)
+        except ValueError as error:
+            wrong = f". If they are wrong, too, {self._anew()}" if self.kept else ""
+            raise ValueError(f"{error}. The answers so far are kept: start the same command when the service is "
+                             f"mended, or box_label_space names its classes{wrong}") from None  # fmt: skip
+        if folder:
+            write_bytes(folder / f"{digest}-{len(sent)}.png", received)
+        return labels
+
+    def _ask(self, sent: bytes, size: tuple[int, int], who: str, stop: threading.Event) -> tuple[bytes, np.ndarray]:
+        """An answer and its labels; ConnectionError after the last try, or where somebody else has stopped."""
+        for number, pause in enumerate((*self.pauses, math.inf), start=1):
             try:
-                received = self._in_time(self._post, sent, image.shape[:2], who)
-                labels = read_answer(received, image.shape[:2], self.space, who)
-                break
+                received = self._in_time(self._post, sent, size, who)
+                return received, read_answer(received, size, self.space, who)
             except TryAgain as error:
-                if pause is None or max(pause, error.pause) > LONGEST_PAUSE or stop.is_set():
+                pause = max(pause, error.pause)
+                if pause > LONGEST_PAUSE or stop.is_set():
                     wish = f", it asks for a pause of {error.pause:.0f} s" if error.pause else ""
                     raise ConnectionError(
                         f"{who}: {error}{wish} (tried {number} times). The answers so far are kept: when the service "
@@ -133,49 +146,36 @@ class LabelService:
                     ) from None
                 if str(error) not in self._told:  # once a reason, not once an image
                     self._told.add(str(error))
-                    waits = f"tried again after {max(pause, error.pause):g} s"
-                    logging.getLogger(__name__).warning("note: %s: %s; %s", who, error, waits)
-                stop.wait(max(pause, error.pause))
-            except ValueError as error:
-                wrong = f". If they are wrong, too, {self._anew()}" if self.kept else ""
-                raise ValueError(f"{error}. The answers so far are kept: start the same command when the service is "
-                                 f"mended, or box_label_space names its classes{wrong}") from None  # fmt: skip
-        if folder:
-            write_bytes(folder / f"{digest}-{len(sent)}.png", received)
-        return labels
+                    logger.warning("note: %s: %s; tried again after %g s", who, error, pause)
+                stop.wait(pause)
 
     def _in_time(self, function: Callable, *arguments: Any) -> Any:
         """What a function gives, or TryAgain when the timeout is over: httpx limits the time between two bytes alone,
-        and a server may send headers for ever. Such a connection is left to itself."""
-        outcome: queue.SimpleQueue = queue.SimpleQueue()
+        and a server may send them for ever. Such a connection is left to itself."""
+        outcome: Future = Future()
 
         def run() -> None:
             try:
-                outcome.put((function(*arguments), None))
+                outcome.set_result(function(*arguments))
             except BaseException as error:
-                outcome.put((None, error))
+                outcome.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()
         try:
-            value, error = outcome.get(timeout=self.timeout + 1)
-        except queue.Empty:
+            return outcome.result(self.timeout + 1)
+        except TimeoutError:
             raise TryAgain(f"no answer (it does not end, box_timeout is {self.timeout:g} s)") from None
-        if error is not None:
-            raise error
-        return value
 
     def _post(self, sent: bytes, size: tuple[int, int], who: str) -> bytes:
         """The body of an answer with status 200; ValueError or TryAgain for any other."""
         most = 8 * size[0] * size[1] + 2**20  # bytes: no PNG of this size needs more
-        received, deadline, answer = bytearray(), time.monotonic() + self.timeout, None
+        received, answer = bytearray(), None
         try:
             with self._client.stream("POST", self.address, content=sent) as answer:
                 for chunk in answer.iter_bytes():
                     received += chunk
                     if len(received) > most:
                         raise ValueError(f"{who}: the answer has more than {most} bytes")
-                    if time.monotonic() > deadline:  # httpx itself only limits the time between two chunks
-                        raise httpx.ReadTimeout("timed out in the middle of the answer")
         except (httpx.InvalidURL, UnicodeError) as error:
             raise ValueError(f"{who}: is box_address right? ({error})") from None
         except httpx.RequestError as error:
@@ -187,22 +187,27 @@ class LabelService:
                 raise TryAgain(f"no answer ({said}{limit})") from None
         if answer.status_code == 200 and b"\x89PNG".startswith(received[:4]):
             return bytes(received)
-        said = self._plain(received.decode("utf-8", "replace"))
-        reason = f"status {answer.status_code} ({said[:200]})"
-        if answer.status_code in (408, 425, 429) or answer.status_code >= 500:
+        self._refuse(answer, self._plain(received.decode("utf-8", "replace")), size, who)
+
+    def _refuse(self, answer: httpx.Response, said: str, size: tuple[int, int], who: str) -> NoReturn:
+        """TryAgain for a status that may pass, else a ValueError that says what to look at."""
+        status, reason = answer.status_code, f"status {answer.status_code} ({said[:200]})"
+        if status in (408, 425, 429) or status >= 500:
             wish = answer.headers.get("Retry-After", "")  # seconds; as a date it is passed over
             raise TryAgain(reason, float(wish) if wish.isdecimal() else 0.0)
-        if answer.status_code == 200:
+        if status == 200:
             kind = self._plain(answer.headers.get("Content-Type", "none"))
             raise ValueError(f"{who}: the answer is no PNG (Content-Type {kind}), it begins {said[:60]!r}")
-        hint = (f"is box_address the box's, and does it take a PNG of {size[1]} x {size[0]} pixels by POST? With "
-                "box_queries: 4 all images sent are of one size")  # fmt: skip
-        if answer.status_code in (401, 403):
-            wrong = f"the token in {self.token_variable} is wrong"
-            hint = wrong if self._token else "it wants a token: name its environment variable in box_token_variable"
+        if status in (401, 403) and self._token:
+            hint = f"the token in {self.token_variable} is wrong"
+        elif status in (401, 403):
+            hint = "it wants a token: name its environment variable in box_token_variable"
         elif answer.is_redirect:
             there = self._plain(answer.headers.get("Location", "nowhere"))[:200]
             hint = f"it points to {there}, which is not followed: is that to be box_address?"
+        else:
+            hint = (f"is box_address the box's, and does it take a PNG of {size[1]} x {size[0]} pixels by POST? With "
+                    "box_queries: 4 all images sent are of one size")  # fmt: skip
         raise ValueError(f"{who}: {reason}; {hint}")
 
     def _plain(self, said: str) -> str:

@@ -516,7 +516,7 @@ def default_study(case: Case) -> Row:
         run.record("05_self_distill", {})
         stages.train(run, "oracle")
         yield "oracle"
-        rows = evaluate_run(run, True)[0]["rows"]
+        rows = evaluate_run(run, True)["rows"]
         measured["mIoU, %"] = ", ".join(f"{name} {100 * row['miou']:.1f}" for name, row in rows.items())
         yield "evaluation"
 

@@ -235,10 +235,10 @@ def test_a_record_keeps_where_and_how_long_the_training_ran(study, monkeypatch):
     assert second == json.loads(json.dumps(record)) and second["when"] == record["when"]
     other = again.record("06_evaluation", {"rows": {"a": {"confusion": {}}}})
     assert other["trained"] == record["trained"] and other["when"]["seconds"] >= 100
-    runs = run.folder.parents[1]
-    assert cost({"folder": [0]}, runs)["oracle"].tolist() == [f"{other['trained']['oracle']['seconds']:.0f}"]
-    assert cost({"folder": [0]}, runs)["stage 1"].tolist() == ["-"]
-    text = trained_where(read_records("folder", [0], runs))
+    records = read_records("folder", [0], run.folder.parents[1])
+    assert cost({"folder": records})["oracle"].tolist() == [f"{other['trained']['oracle']['seconds']:.0f}"]
+    assert cost({"folder": records})["stage 1"].tolist() == ["-"]
+    text = trained_where(records)
     assert "on a, abacus" in text and "later" not in text
 
 

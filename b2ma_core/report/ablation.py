@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 
 from b2ma_core.files import PROJECT, load_yaml
-from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.params import Params, load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.report import results
@@ -36,44 +35,43 @@ def curve_cells(plan: dict) -> list[list]:
     ]
 
 
-def cell_scores(
-    study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs"
-) -> dict[int, ConfusionMatrix]:
-    """Confusion matrix of ``[arm, row]`` for each of the seeds that have been run.
+def cell_scores(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
+    """:func:`results.class_scores` of ``[arm, row]``, with ``seed``: of the seeds that have been run.
 
     Raises:
         ValueError: if what an arm's row was made by differs from its study's in more than the arm switches, as after a
             change of recipe or code.
     """
     arm, row = cell
-    name = f"{study}+{arm}" if arm else study
-    if not (runs / name).is_dir():  # not every arm fits every study
-        return {}
-    params, others = (load_params(study_file(each)) for each in (name, study))
+    names = study, f"{study}+{arm}" if arm else study
+    paths = {seed: [runs / name / str(seed) / "records" / f"{EVALUATION}.json" for name in names] for seed in seeds}
+    pairs = {seed: map(results.read_record, pair) for seed, pair in paths.items() if all(p.is_file() for p in pair)}
+    if not pairs:  # not every arm fits every study
+        return pd.DataFrame(columns=["seed", "class", "iou"])
+    others, params = (load_params(study_file(name)) for name in names)
     stages = made_by(trainings(params).get(row, "labels")) | {"evaluation"}
     unread = [key for key in Params.model_fields if not any(stage_named(each).read(key) for each in stages)]
     free = [*unlike(params.model_dump(), others.model_dump()), *unread]
-    found = {}
-    for seed in seeds:
-        paths = [runs / each / str(seed) / "records" / f"{EVALUATION}.json" for each in (study, name)]
-        if all(path.is_file() for path in paths):
-            origin, record = map(results.read_record, paths)
-            results.check_alike(record, origin, free, stages)
-            found[seed] = results.scores_of(record["metrics"], row)
-    return found
+    found = []
+    for seed, (origin, record) in pairs.items():
+        results.check_alike(record, origin, free, stages)
+        scores = {row: results.scores_of(record["metrics"]["rows"][row]["confusion"])}
+        found.append(results.class_scores(scores, params.space.names).assign(seed=seed))
+    return pd.concat(found)
 
 
-def cell_miou(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> dict[int, float]:
-    """mIoU (0 .. 1) of :func:`cell_scores`."""
-    return {seed: scores.miou(scores.present()) for seed, scores in cell_scores(study, cell, seeds, runs).items()}
+def cell_miou(study: str, cell: Sequence, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.Series:
+    """mIoU (0 .. 1) of :func:`cell_scores`, by seed."""
+    return cell_scores(study, cell, seeds, runs).groupby("seed")["iou"].mean()
 
 
-def compared(name: str, miou: dict[int, float], other: dict[int, float], against: str) -> dict:
-    """A row of :func:`ablation_rows`, of the seeds that it shares with what it is compared with."""
-    seeds = sorted(miou.keys() & other.keys())
-    values = [miou[seed] for seed in seeds]
-    difference = results.paired_difference(values, [other[seed] for seed in seeds])
-    return {"name": name, "seeds": seeds, "miou": values, "difference": difference, "against": against}
+def compared(name: str, miou: pd.Series, other: pd.Series, against: str) -> dict | None:
+    """A row of :func:`ablation_rows`, of the seeds that it shares with what it is compared with; None without any."""
+    miou, other = miou.align(other, join="inner")
+    if miou.empty:
+        return None
+    difference = results.paired_difference(miou, other)
+    return {"name": name, "seeds": list(miou.index), "miou": list(miou), "difference": difference, "against": against}
 
 
 def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> list[dict]:
@@ -83,23 +81,20 @@ def ablation_rows(study: str, plan: dict, seeds: Sequence[int], runs: Path = PRO
     ``against`` is that row: "above", for the plan's ``without`` "the whole", the table's last, and for its ``pairs``
     "the same without it". ``skipped`` names the rows above it that were not run, whose part is then in its difference.
     """
-    rows, above, skipped = [], {}, []
+    rows, above, skipped = [], pd.Series(dtype=float), []
     scores = partial(cell_miou, study, seeds=seeds, runs=runs)
     for name, cell in plan["table"].items():
         miou = scores(cell)
-        if not miou or (above and not miou.keys() & above.keys()):
+        row = compared(name, miou, above if rows else miou, "above")
+        if row is None:
             skipped.append(name)
             continue
-        if above:
-            row = compared(name, miou, above, "above")
-        else:
-            row = {"name": name, "seeds": [*miou], "miou": [*miou.values()], "difference": None, "against": "above"}
-        rows.append(row | {"skipped": skipped})
+        rows.append(row | {"difference": row["difference"] if rows else None, "skipped": skipped})
         above, skipped = miou, []
-    whole = {} if skipped else above
-    parts = [(name, scores(cell), whole, "the whole") for name, cell in plan.get("without", {}).items()]
-    pairs = [(name, *map(scores, pair), "the same without it") for name, pair in plan.get("pairs", {}).items()]
-    return rows + [compared(*part) for part in parts + pairs if part[1].keys() & part[2].keys()]
+    without, pairs = {} if skipped else plan.get("without", {}), plan.get("pairs", {})
+    others = [compared(name, scores(cell), above, "the whole") for name, cell in without.items()]
+    others += [compared(name, *map(scores, pair), "the same without it") for name, pair in pairs.items()]
+    return rows + [row for row in others if row]
 
 
 def class_differences(
@@ -116,14 +111,15 @@ def class_differences(
         A line a seed (that both have) and class: ``class``, ``seed``, ``difference`` of the IoU (-1 .. 1), and
         ``mined``, whether the study's hard patches of this seed hold the class.
     """
-    space, pair = load_params(study_file(study)).space, [cell_scores(study, cell, seeds, runs) for cell in cells]
-    lines = []
-    for seed in sorted(pair[0].keys() & pair[1].keys()):
+    one, other = (cell_scores(study, cell, seeds, runs).set_index(["class", "seed"])["iou"] for cell in cells)
+    one, other = one.align(other, join="inner")
+    lines = (one - other).reset_index(name="difference")
+    mined = set()
+    for seed in lines["seed"].unique():
         path = runs / study / str(seed) / "records" / "04_hard_patches.json"
-        mined = json.loads(path.read_text())["metrics"]["patches_by_class"] if path.is_file() else {}
-        more = (pair[0][seed].iou() - pair[1][seed].iou()).tolist()
-        lines += [(name, seed, value, name in mined) for name, value in zip(space.names, more, strict=True)]
-    return pd.DataFrame(lines, columns=["class", "seed", "difference", "mined"])
+        held = json.loads(path.read_text())["metrics"]["patches_by_class"] if path.is_file() else {}
+        mined |= {(name, seed) for name in held}
+    return lines.assign(mined=one.index.isin(mined))
 
 
 def ablation_cells(rows: list[dict]) -> pd.DataFrame:
@@ -160,20 +156,21 @@ def curves(study: str, plan: dict, seeds: Sequence[int], runs: Path = PROJECT / 
     A row a value and seed: ``study``, ``varied``, ``line``, ``to`` (the varied parameter's value, "all" for None),
     ``seed`` and ``miou``, in the order of the values, of the seeds that all run values of its line have.
     """
-    rows = []
+    lines = [pd.DataFrame(columns=["study", "varied", "line", "to", "seed", "miou"])]
     for name, curve in plan["curves"].items():
         for line, arms in curve["lines"].items():
             found = {}
             for arm in sorted(arms, key=lambda arm: arm is not None):  # where an arm switches nothing, the study stands
                 of_seed = cell_miou(study, [arm, curve["row"]], seeds, runs)
-                if of_seed:
+                if len(of_seed):
                     found.setdefault(_value(study, arm, curve["parameter"]), of_seed)
             named = any(isinstance(value, str) for value in found)
-            shared = set.intersection(*map(set, found.values())) if len(found) > 1 + named else set()
-            values = found if named else sorted(found)
-            rows += [(study, name, line, "all" if value == math.inf else str(value), seed, found[value][seed])
-                     for value in values for seed in sorted(shared)]  # fmt: skip
-    return pd.DataFrame(rows, columns=["study", "varied", "line", "to", "seed", "miou"])
+            if len(found) > 1 + named:
+                values = found if named else sorted(found)
+                shared = pd.DataFrame({"all" if v == math.inf else str(v): found[v] for v in values}).dropna()
+                points = shared.melt(var_name="to", value_name="miou", ignore_index=False).reset_index(names="seed")
+                lines.append(points.assign(study=study, varied=name, line=line))
+    return pd.concat(lines, ignore_index=True)
 
 
 def _value(study: str, arm: str | None, parameter: str):

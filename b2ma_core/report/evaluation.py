@@ -1,16 +1,17 @@
 """Scores of a run: the box and every checkpoint on the same labelled images, as one table."""
 
-import io
 import json
 from collections.abc import Sequence
 
 import numpy as np
 from lightning_fabric import Fabric
 from PIL import Image
+from torch import nn
 
 from b2ma_core.data.datasets import Data, load
-from b2ma_core.files import write_bytes, write_png
-from b2ma_core.metrics import ConfusionMatrix, gap_closed
+from b2ma_core.files import read_label_map, whole_file, write_png
+from b2ma_core.metrics import ConfusionMatrix, gap_closed, miou_of_present
+from b2ma_core.report.results import scores_of
 from b2ma_core.study.pipeline import EVALUATION, trainings
 from b2ma_core.study.pseudo_labels import read_labels, voted
 from b2ma_core.study.records import Run
@@ -26,7 +27,7 @@ def row_names(run: Run) -> list[str]:
     return list(trainings(run.params))[:-1]
 
 
-def score_rows(run: Run, names: Sequence[str] | None = None) -> dict[str, dict[str, ConfusionMatrix]]:
+def score_rows(run: Run, names: Sequence[str] | None = None) -> dict[str, dict]:
     """Score rows of a run's table on the target's validation part.
 
     Args:
@@ -34,55 +35,41 @@ def score_rows(run: Run, names: Sequence[str] | None = None) -> dict[str, dict[s
         names: of the rows; None: all but the oracle, that is the box's labels, its votes, stage 1 and every round.
 
     Returns:
-        Row -> split -> confusion matrix; nothing without labels to score with.
+        Row -> what the record keeps of it: ``confusion``, split -> :meth:`ConfusionMatrix.counts`, of which all tables
+        are made; for whoever opens the record, ``miou`` of all splits together and ``best_miou``, the highest of the
+        curve. Nothing without labels to score with.
     """
-    fabric, val = make_fabric(run.params), load(run.params, "target_val")
+    val, rows = load(run.params, "target_val"), {}
     if val is None or val.labels is None:
-        return {}
+        return rows
     parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
-    names = [*_box_rows(run, val), *row_names(run)] if names is None else names
-    return {name: _score_apart(run, name, parts, fabric) for name in names}
+    for name in [*_box_rows(run, val), *row_names(run)] if names is None else names:
+        confusion = {split: s.counts().tolist() for split, s in _score_apart(run, name, parts).items()}
+        miou = miou_of_present(scores_of(confusion))
+        rows[name] = {"miou": miou, "best_miou": _best(run, name), "confusion": confusion}
+    return rows
 
 
-def evaluate_run(
-    run: Run, with_oracle: bool, scored: dict[str, dict[str, ConfusionMatrix]] | None = None
-) -> tuple[dict, dict[str, ConfusionMatrix]]:
+def evaluate_run(run: Run, with_oracle: bool, rows: dict[str, dict] | None = None) -> dict:
     """Score the box's labels, its votes, stage 1, every round and the oracle on the target's validation part.
 
     Args:
         run: a run whose trainings are done.
         with_oracle: score ``oracle/`` too.
-        scored: what :func:`score_rows` said of the other rows before the oracle was trained; None: they are scored now.
+        rows: what :func:`score_rows` said of the other rows before the oracle was trained; None: they are scored now.
 
     Returns:
-        The metrics for the record and the confusion matrices by row, all splits together. The metrics are ``rows``
-        (``confusion``: split -> :meth:`ConfusionMatrix.counts`, of which all tables are made; for whoever opens the
-        record, ``miou`` of all splits together and ``best_miou``, the highest of the curve), ``gap_closed`` of the last
-        row (None without oracle) and ``scored_on``. Without labels to score with, rows are empty. A few images with
-        predictions go to ``records/samples.npz``.
+        The metrics for the record: ``rows`` of :func:`score_rows`, ``gap_closed`` of the last of them (None without
+        oracle) and ``scored_on``. A few images with predictions go to ``records/samples.npz``.
     """
-    scored = score_rows(run) if scored is None else scored
-    scored = scored | (score_rows(run, ["oracle"]) if with_oracle else {})
-    scores = {name: all_splits(apart) for name, apart in scored.items()}
-    rows = {
-        name: {
-            "miou": scores[name].miou(scores[name].present()),
-            "best_miou": _best(run, name),
-            "confusion": {split: s.counts().tolist() for split, s in apart.items()},
-        }
-        for name, apart in scored.items()
-    }
+    rows = score_rows(run) if rows is None else rows
+    rows = rows | (score_rows(run, ["oracle"]) if with_oracle else {})
     gap = None
     if {"source-only", "oracle"} <= set(rows):
         gap = gap_closed(*(rows[name]["miou"] for name in ("source-only", row_names(run)[-1], "oracle")))
     val = load(run.params, "target_val")
     _save_samples(run, val)
-    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, scores)}, scores
-
-
-def all_splits(apart: dict[str, ConfusionMatrix]) -> ConfusionMatrix:
-    """The confusion matrix of all splits of one row."""
-    return ConfusionMatrix.of(sum(each.counts() for each in apart.values()))
+    return {"rows": rows, "gap_closed": gap, "scored_on": _scored_on(run, val, rows)}
 
 
 def predict_part(run: Run, part: Data, shown: Sequence[int]) -> list[np.ndarray]:
@@ -91,15 +78,11 @@ def predict_part(run: Run, part: Data, shown: Sequence[int]) -> list[np.ndarray]
     Returns:
         ``(h, w)`` uint8 for each of the images to show, by index.
     """
-    fabric, written = make_fabric(run.params), {}
-    last = trainings(run.params)[row_names(run)[-1]]
-    model = fabric.to_device(trained_model(run, "target", last, "student.safetensors"))
-    for i, (name, size) in enumerate(zip(part.names, part.sizes, strict=True)):
-        labels = predict(model, fabric, part.images[i : i + 1], size, run.params.predict_scale)[0]
-        write_png(run.path("predictions", part.name, f"{name}.png"), labels)
-        if i in shown:
-            written[i] = labels
-    return [written[i] for i in shown]
+    model, fabric = _student(run, row_names(run)[-1])
+    paths = [run.path("predictions", part.name, f"{name}.png") for name in part.names]
+    for i, (path, size) in enumerate(zip(paths, part.sizes, strict=True)):
+        write_png(path, predict(model, fabric, part.images[i : i + 1], size, run.params.predict_scale)[0])
+    return [read_label_map(paths[i]) for i in shown]
 
 
 def load_samples(run: Run) -> dict[str, np.ndarray]:
@@ -121,22 +104,23 @@ def _box_rows(run: Run, val: Data) -> tuple[str, ...]:
     return BOX_ROWS[: 1 + voted(run, val)]
 
 
-def _score_apart(run: Run, name: str, parts: dict[str, Data], fabric: Fabric) -> dict[str, ConfusionMatrix]:
-    """Confusion matrices of one row, by split."""
-    classes = run.params.space.num_classes
-    if name in BOX_ROWS:
-        return {split: _score_labels(read_labels(run, part, name == "votes"), part, classes)
-                for split, part in parts.items()}  # fmt: skip
-    model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
-    return {split: score(model, fabric, part, classes, run.params.predict_scale) for split, part in parts.items()}
-
-
-def _score_labels(labels: np.ndarray, val: Data, num_classes: int) -> ConfusionMatrix:
-    """Score label maps; those of another size than the truth are brought to it (nearest)."""
-    scores = ConfusionMatrix(num_classes)
-    for prediction, truth in zip(labels, val.labels, strict=True):
-        scores.update(_at(prediction, truth.shape), truth)
+def _score_apart(run: Run, name: str, parts: dict[str, Data]) -> dict[str, ConfusionMatrix]:
+    """Confusion matrices of one row, by split; labels of another size than the truth are brought to it (nearest)."""
+    classes, scale = run.params.space.num_classes, run.params.predict_scale
+    if name not in BOX_ROWS:
+        network = _student(run, name)
+        return {split: score(*network, part, classes, scale) for split, part in parts.items()}
+    scores = {split: ConfusionMatrix(classes) for split in parts}
+    for split, part in parts.items():
+        for labels, truth in zip(read_labels(run, part, name == "votes"), part.labels, strict=True):
+            scores[split].update(_at(labels, truth.shape), truth)
     return scores
+
+
+def _student(run: Run, row: str) -> tuple[nn.Module, Fabric]:
+    """The network of a trained row on its device, and the fabric that it computes with."""
+    fabric = make_fabric(run.params)
+    return fabric.to_device(trained_model(run, "target", trainings(run.params)[row], "student.safetensors")), fabric
 
 
 def _at(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -152,10 +136,10 @@ def _best(run: Run, row: str) -> float | None:
     return max((value for _, value in curve), default=None)
 
 
-def _scored_on(run: Run, val: Data | None, scores: dict[str, ConfusionMatrix]) -> str:
-    if not scores:
+def _scored_on(run: Run, val: Data | None, rows: dict[str, dict]) -> str:
+    if not rows:
         return "nothing was scored: the target has no validation labels"
-    count, present = run.params.space.num_classes, len(next(iter(scores.values())).present())
+    count, present = run.params.space.num_classes, len(scores_of(next(iter(rows.values()))["confusion"]).present())
     classes = f"{count} classes" if present == count else f"the {present} of {count} classes that the truth holds"
     text = f"mIoU over {classes} on {len(val)} target images"
     train = load(run.params, "target_train")
@@ -166,19 +150,14 @@ def _scored_on(run: Run, val: Data | None, scores: dict[str, ConfusionMatrix]) -
 
 def _save_samples(run: Run, val: Data | None) -> None:
     part = val or load(run.params, "target_train")
-    chosen = part.evenly(SAMPLES)
-    fabric = make_fabric(run.params)
+    chosen, size = part.evenly(SAMPLES), part.images.shape[1:3]
     samples = {"target_image": np.array(part.images[chosen])}
-    size = part.images.shape[1:3]
     if part.labels is not None:
         samples["truth"] = np.stack([_at(part.labels[i], size) for i in chosen])
     if run.path("labels", part.name).is_dir():
-        answers = read_labels(run, part.of(chosen))
-        samples["source-only"] = np.stack([_at(labels, size) for labels in answers])
+        samples["source-only"] = np.stack([_at(labels, size) for labels in read_labels(run, part.of(chosen))])
     for name in dict.fromkeys(("stage 1", row_names(run)[-1])):
-        model = fabric.to_device(trained_model(run, "target", trainings(run.params)[name], "student.safetensors"))
-        seen = samples["target_image"]
-        samples[name.replace(" ", "_")] = predict(model, fabric, seen, None, run.params.predict_scale)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **samples)
-    write_bytes(run.path("records", "samples.npz"), buffer.getvalue())
+        said = predict(*_student(run, name), samples["target_image"], None, run.params.predict_scale)
+        samples[name.replace(" ", "_")] = said
+    with whole_file(run.path("records", "samples.npz")) as file:
+        np.savez_compressed(file, **samples)

@@ -8,7 +8,6 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -38,33 +37,35 @@ def clean(book: NotebookNode) -> NotebookNode:
     book.metadata = {key: book.metadata[key] for key in ("kernelspec", "language_info") if key in book.metadata}
     for cell in book.cells:
         cell.metadata = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
-        outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr" and o.get("text", "x").strip()]
         if cell.cell_type == "code":
-            cell.outputs = outputs
-        for output in outputs:
-            if "text/html" in output.get("data", {}):
-                output.data.pop("text/latex", None)  # the same again, for print
-        for texts, kind in _texts(outputs):
-            texts[kind] = ABSOLUTE.sub("", texts[kind].replace(f"{PROJECT}/", ""))
-    full = [(output.data, output.data["image/png"]) for cell in book.cells for output in cell.get("outputs", [])
-            if "image/png" in output.get("data", {})]  # fmt: skip
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and o.get("text", "x").strip()]
+    for output in _outputs(book):
+        if "text/html" in output.get("data", {}):
+            output.data.pop("text/latex", None)  # the same again, for print
+    for texts, kind in _texts(book):
+        texts[kind] = ABSOLUTE.sub("", texts[kind].replace(f"{PROJECT}/", ""))
+    full = [(o.data, o.data.pop("image/png")) for o in _outputs(book) if "image/png" in o.get("data", {})]
     for quality in QUALITIES:
         for data, png in full:
-            del data["image/png" if "image/png" in data else "image/jpeg"]
-            data.update(smaller(png, quality))
-        if len(nbformat.writes(book).encode()) <= LIMIT:
+            data |= smaller(png, quality)
+        if _size(book) <= LIMIT:
             break
     return book
 
 
-def _texts(outputs: list[NotebookNode]) -> Iterator[tuple[NotebookNode, str]]:
+def _size(book: NotebookNode) -> int:
+    return len(nbformat.writes(book).encode())
+
+
+def _outputs(book: NotebookNode) -> list[NotebookNode]:
+    return [output for cell in book.cells for output in cell.get("outputs", [])]
+
+
+def _texts(book: NotebookNode) -> list[tuple[NotebookNode, str]]:
     """Where outputs hold text: a mapping and its key each."""
-    for output in outputs:
-        if "text" in output:
-            yield output, "text"
-        for kind in output.get("data", {}):
-            if kind.startswith("text/"):
-                yield output.data, kind
+    places = [(output, "text") for output in _outputs(book) if "text" in output]
+    data = [output.data for output in _outputs(book) if "data" in output]
+    return places + [(each, kind) for each in data for kind in each if kind.startswith("text/")]
 
 
 def smaller(png: str, quality: int) -> dict[str, str]:
@@ -88,14 +89,13 @@ def smaller(png: str, quality: int) -> dict[str, str]:
 
 def refuse(name: str, book: NotebookNode) -> None:
     """ValueError if a cleaned notebook is too large to be committed, holds an error, or names this machine."""
-    size = len(nbformat.writes(book).encode())
-    if size > LIMIT:
-        raise ValueError(f"{name}: {size / 1e3:.0f} kB, more than {LIMIT / 1e3:.0f}: show fewer or smaller pictures")
-    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-    if any(output.output_type == "error" for output in outputs):
+    if _size(book) > LIMIT:
+        raise ValueError(f"{name}: {_size(book) / 1e3:.0f} kB, more than {LIMIT / 1e3:.0f}: show fewer or smaller "
+                         "pictures")  # fmt: skip
+    if any(output.output_type == "error" for output in _outputs(book)):
         raise ValueError(f"{name}: ended with an error; run it again")
     host, sources = platform.node(), " ".join(cell.source for cell in book.cells)
-    said = "\n".join(MARKUP.sub(" ", texts[kind]) for texts, kind in _texts(outputs))
+    said = "\n".join(MARKUP.sub(" ", texts[kind]) for texts, kind in _texts(book))
     found = re.search(rf".*\b{re.escape(host)}\b.*", said) if host and host not in sources else None
     if found:
         raise ValueError(f"{name}: an output names this machine, {host}: {found[0][:80]!r}")

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from b2ma_core import hard_patches
 from b2ma_core.labels import LabelSpace
-from b2ma_core.report.figures import PALETTE, error_picture, outline, picture_grid
+from b2ma_core.report.figures import PALETTE, cell_counts, draw_patches, error_picture, picture_grid
 from b2ma_core.spatial_mix import draw_cuts, spatial_mix
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -76,18 +76,13 @@ def patches_of_class(
         grid, least: see :func:`hard_patches.mine`.
     """
     patches = hard_patches.mine(labels, [c], grid, least)
-    counts = np.zeros((grid, grid), int)
-    np.add.at(counts, ([p.row for p in patches], [p.column for p in patches]), 1)
+    counts = cell_counts(patches, grid)
     figure, axes = plt.subplot_mosaic([["where", *range(4)], ["where", *range(4, 8)]], figsize=(7, 1.7),
                                       width_ratios=[2, 1, 1, 1, 1])  # fmt: skip
     axes["where"].imshow(counts, cmap="viridis", aspect=images.shape[1] / images.shape[2])
     axes["where"].set_title(f"bright: up to {counts.max()} in a cell")
-    for axis in axes.values():
-        axis.set_axis_off()
-    for k, i in enumerate(np.linspace(0, len(patches) - 1, min(8, len(patches))).astype(int)):
-        rows, columns = hard_patches.cell(*labels.shape[1:], patches[i].row, patches[i].column, grid)
-        axes[k].imshow(images[patches[i].image, rows, columns])
-        outline(axes[k], labels[patches[i].image, rows, columns] == c)
+    axes["where"].set_axis_off()
+    draw_patches([axes[k] for k in range(8)], images, labels, patches, c, grid)
     held = len({p.image for p in patches})
     figure.suptitle(f"{space.names[c]}, {grid} x {grid} cells: {len(patches)} in {held} of {len(labels)} images", y=1)
     figure.subplots_adjust(0, 0, 1, 0.8, 0.05, 0.05)

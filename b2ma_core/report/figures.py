@@ -1,8 +1,7 @@
 """What the notebooks draw. Every function returns a matplotlib figure; class colours are Cityscapes' own."""
 
-import ast
 import inspect
-import textwrap
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -52,11 +51,8 @@ def picture_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], wi
 
 def code(function: Callable) -> Code:
     """A function of the core as it stands there, without its docstring."""
-    lines = textwrap.dedent(inspect.getsource(function)).splitlines()
-    first = ast.parse("\n".join(lines)).body[0].body[0]
-    if inspect.getdoc(function):
-        del lines[first.lineno - 1 : first.end_lineno]
-    return Code("\n".join(lines), language="python")
+    source = re.sub(r'\n *""".*?"""', "", inspect.getsource(function), count=1, flags=re.DOTALL)
+    return Code(source.rstrip(), language="python")
 
 
 def class_patches(space: LabelSpace) -> list[Patch]:
@@ -189,33 +185,42 @@ def patch_gallery(
     size = (PAGE, 0.86 * PAGE / each * height / width * len(classes))
     figure, axes = plt.subplots(len(classes), each, squeeze=False, figsize=size)
     for line, c in zip(axes, classes, strict=True):
-        holding = [patch for patch in patches if c in patch.classes]
-        chosen = [holding[i] for i in np.linspace(0, len(holding) - 1, min(each, len(holding))).astype(int)]
-        for axis in line:
-            axis.set_axis_off()
-        for axis, patch in zip(line, chosen, strict=False):
-            rows, columns = cell(*images.shape[1:3], patch.row, patch.column, grid)
-            axis.imshow(images[patch.image, rows, columns])
-            outline(axis, labels[patch.image, rows, columns] == c)
+        draw_patches(line, images, labels, [patch for patch in patches if c in patch.classes], c, grid)
         line[0].text(-0.06, 0.5, space.names[c], transform=line[0].transAxes, ha="right", va="center")
     figure.subplots_adjust(0.14, 0.01, 1, 0.99, 0.03, 0.05)
     return figure
 
 
-def outline(axis: Axes, inside: np.ndarray) -> None:
-    """A white line around the true pixels of ``(h, w)`` bool, also where they reach the picture's border."""
-    height, width = inside.shape
-    axis.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(inside, 1), [0.5], colors="white",
-                 linewidths=0.7)  # fmt: skip
-    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+def draw_patches(
+    axes: Sequence[Axes], images: np.ndarray, labels: np.ndarray, patches: Sequence[HardPatch], c: int, grid: int
+) -> None:
+    """As many patches as there are axes, spread evenly over all; a white line around what is labelled as class ``c``,
+    also where it reaches the border."""
+    for axis in axes:
+        axis.set_axis_off()
+    chosen = np.linspace(0, len(patches) - 1, min(len(axes), len(patches))).astype(int)
+    for axis, i in zip(axes, chosen, strict=False):
+        at = patches[i].image, *cell(*labels.shape[1:], patches[i].row, patches[i].column, grid)
+        axis.imshow(images[at])
+        inside = labels[at] == c
+        height, width = inside.shape
+        axis.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(inside, 1), [0.5], colors="white",
+                     linewidths=0.7)  # fmt: skip
+        axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def cell_counts(patches: Sequence[HardPatch], grid: int) -> np.ndarray:
+    """``(grid, grid)`` patches in each cell of the image's grid."""
+    counts = np.zeros((grid, grid), int)
+    np.add.at(counts, ([patch.row for patch in patches], [patch.column for patch in patches]), 1)
+    return counts
 
 
 def patch_places(patches: Sequence[HardPatch], grid: int) -> Figure:
     """How many hard patches lie in each cell of the image's grid."""
-    counts = np.zeros((grid, grid), int)
-    np.add.at(counts, ([patch.row for patch in patches], [patch.column for patch in patches]), 1)
     figure, axis = plt.subplots(figsize=(3.3, 1.9))
-    sns.heatmap(counts, annot=True, fmt="d", cmap="viridis", ax=axis, cbar_kws={"label": "hard patches"})
+    sns.heatmap(cell_counts(patches, grid), annot=True, fmt="d", cmap="viridis", ax=axis,
+                cbar_kws={"label": "hard patches"})  # fmt: skip
     axis.set(xlabel="column of the grid", ylabel="row of the grid")
     return figure
 

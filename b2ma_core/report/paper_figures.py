@@ -1,7 +1,8 @@
 """Figures over several studies and the ablation, for print; see figures.py for those of one run."""
 
-import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -99,27 +100,23 @@ def ablation_dots(rows: Sequence[dict]) -> Figure:
     """Each row's mIoU, a dot a seed and a diamond for the mean, and its difference to what its heading says with a 95%
     interval, from three seeds on; :func:`ablation.ablation_rows`. The table's first row, far from the others, is told
     in the title."""
-    origin, shown, lines = rows[0], rows[1:] or rows, []
-    for i, row in enumerate(shown):
-        if i and row["against"] != shown[i - 1]["against"]:
-            lines.append((f"against {row['against']}:", None))
-        lines.append((row["name"], row))
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(PAGE, 0.7 + 0.2 * len(lines)), layout="constrained", sharey=True
-    )
-    for y, (_, row) in enumerate(lines):
-        if row is None:
-            left.axhline(y - 0.4, color="0.6", linewidth=0.6, linestyle=":")
-            right.axhline(y - 0.4, color="0.6", linewidth=0.6, linestyle=":")
-            continue
-        values = 100 * np.array(row["miou"])
+    origin, shown, names = rows[0], rows[1:] or rows, []
+    figure, (left, right) = plt.subplots(1, 2, layout="constrained", sharey=True)
+    for before, row in pairwise([shown[0], *shown]):
+        if row["against"] != before["against"]:
+            for axis in (left, right):
+                axis.axhline(len(names) - 0.4, color="0.6", linewidth=0.6, linestyle=":")
+            names.append(f"against {row['against']}:")
+        y, values = len(names), 100 * np.array(row["miou"])
+        names.append(row["name"])
         left.plot(values, [y] * len(values), "o", color="0.35", markersize=3, zorder=3)
         left.plot(values.mean(), y, "D", color=PALETTE[0], markersize=4)
         if row["difference"] and row is not rows[1]:  # stage 1 against source-only: labels, not parts; in the table
             mean, half = 100 * np.array(row["difference"])
             half = half if len(values) > 2 else np.nan  # that of two seeds would dwarf the others; it is in the table
             right.errorbar(mean, y, xerr=half, fmt="D", color=PALETTE[0], markersize=4, capsize=2)
-    left.set_yticks(range(len(lines)), [name for name, _ in lines])
+    figure.set_size_inches(PAGE, 0.7 + 0.2 * len(names))
+    left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     right.axvline(0, color="0.4", linewidth=0.8)
     right.tick_params(labelleft=False)
@@ -150,23 +147,14 @@ def curve_panels(points: pd.DataFrame) -> Figure:
     figure, axes = panels(len(varied), 3, 2.2)
     for axis, ((study, name), part) in zip(axes, varied, strict=True):
         lines = part["line"].nunique()
+        # Numbers by their size, "all" last; words as they come.
+        order = part["to"].drop_duplicates().sort_values(key=partial(pd.to_numeric, errors="coerce"), kind="stable")
         sns.pointplot(part.assign(miou=100 * part["miou"]), x="to", y="miou", hue="line", errorbar="sd", markersize=4,
-                      order=_in_order(part["to"].unique()), linewidth=1.5, palette=PALETTE[:lines],
+                      order=order, linewidth=1.5, palette=PALETTE[:lines],
                       markers=list("Dosv")[:lines], ax=axis)  # fmt: skip
         axis.set(title=study, xlabel=name, ylabel="mIoU (%)")
-        if lines > 1:
-            axis.legend(fontsize=6)
-        else:
-            axis.legend_.remove()
+        axis.legend(fontsize=6).set_visible(lines > 1)
     return figure
-
-
-def _in_order(values: Sequence[str]) -> list[str]:
-    """Numbers by their size, "all" last; words as they come."""
-    try:
-        return sorted(values, key=lambda value: math.inf if value == "all" else float(value))
-    except ValueError:
-        return list(values)
 
 
 def noise_by_class(scores: pd.DataFrame) -> Figure:

@@ -19,6 +19,7 @@ from b2ma_core.study.check import seeds_of
 from b2ma_core.study.pipeline import EVALUATION, stage_named
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
+ENDS = ["source-only", "oracle"]  # of the gap: the box as it answers, the same network trained with true labels
 ALL = "all"  # in place of a split: all images together
 
 
@@ -92,20 +93,16 @@ def _told(record: dict, stages: Collection[str] | None) -> dict[str, dict[str, s
 def trained_where(records: Sequence[dict]) -> str:
     """Where and with what the trainings of some evaluations ran, in one line, as it was kept at the time."""
     sessions = [where for r in records for told in r["trained"].values() for where in told["sessions"]]
-
-    def each(name: str) -> str:
-        return ", ".join(dict.fromkeys(str(where[name]) for where in sessions))
-
-    known = [f"{w['git'] or 'unknown'}{' with changes' * bool(w['dirty'])}" for w in sessions]
-    revisions = ", ".join(dict.fromkeys(known))
-    return (f"trained at revision {revisions} in {each('precision')} on {each('device')}, {each('threads')} threads, "
-            f"torch {each('torch')}, torchvision {each('torchvision')}")  # fmt: skip
+    known = pd.DataFrame(sessions, columns=["git", "dirty", "precision", "device", "threads", "torch", "torchvision"])
+    known["git"] = known["git"].fillna("unknown") + known["dirty"].map({True: " with changes"}).fillna("")
+    each = {name: ", ".join(values.astype(str).unique()) for name, values in known.items()}
+    return ("trained at revision {git} in {precision} on {device}, {threads} threads, torch {torch}, torchvision "
+            "{torchvision}").format(**each)  # fmt: skip
 
 
-def scores_of(evaluation: dict, name: str, split: str = ALL) -> ConfusionMatrix:
-    """A row's confusion matrix on one of its splits, or on all of them together."""
-    parts = evaluation["rows"][name]["confusion"]
-    return ConfusionMatrix.of(np.sum(list(parts.values()) if split == ALL else [parts[split]], 0))
+def scores_of(confusion: Mapping[str, list[list[int]]], split: str = ALL) -> ConfusionMatrix:
+    """A row's confusion matrix on one of its splits, or on all of them together, from what the record keeps."""
+    return ConfusionMatrix.of(np.sum(list(confusion.values()) if split == ALL else [confusion[split]], 0))
 
 
 def class_scores(scores: Mapping[str, ConfusionMatrix], names: Sequence[str]) -> pd.DataFrame:
@@ -142,15 +139,10 @@ def tidy(records: Sequence[dict], names: Sequence[str]) -> pd.DataFrame:
         splits = list(record["metrics"]["rows"][rows[0]]["confusion"])
         for split in [ALL, *(splits if len(splits) > 1 else ())]:
             place = {"study": record["study"], "seed": record["seed"], "split": split}
-            found = {row: scores_of(record["metrics"], row, split) for row in rows}
+            found = {row: scores_of(record["metrics"]["rows"][row]["confusion"], split) for row in rows}
             parts.append(class_scores(found, names).assign(**place))
     empty = pd.DataFrame(columns=["study", "seed", "split", "row", "class", "iou"])
     return pd.concat(parts, ignore_index=True) if parts else empty
-
-
-def read_results(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs") -> pd.DataFrame:
-    """:func:`tidy` of a study; raises as :func:`read_records`."""
-    return tidy(read_records(study, seeds, runs), load_params(study_file(study)).space.names)
 
 
 def together(results: pd.DataFrame, rows: Sequence[str] | None = None) -> pd.DataFrame:
@@ -165,10 +157,10 @@ def miou(results: pd.DataFrame, split: str = ALL) -> pd.DataFrame:
 
 def gaps_closed(means: pd.DataFrame) -> pd.DataFrame:
     """:func:`gap_closed` of every value of :func:`miou`; NaN for both ends of the gap, and without them."""
-    if not {"source-only", "oracle"} <= set(means.index):
+    if not set(ENDS) <= set(means.index):
         return means * math.nan
     closed = means.apply(lambda seed: seed.map(lambda value: gap_closed(seed["source-only"], value, seed["oracle"])))
-    closed.loc[["source-only", "oracle"]] = math.nan
+    closed.loc[ENDS] = math.nan
     return closed
 
 
@@ -205,12 +197,10 @@ def difference(pair: tuple[float, float] | None) -> str:
 def table(results: pd.DataFrame, split: str = ALL) -> pd.DataFrame:
     """A study's table, in words: its rows, mIoU of each seed and of all, share of the gap."""
     means = miou(results, split)
-    cells = pd.DataFrame({"": means.index})
-    if means.shape[1] > 1:
-        cells = cells.assign(**{f"seed {seed}": [f"{100 * value:.1f}" for value in means[seed]] for seed in means})
+    cells = means.map(lambda value: spread([value])).add_prefix("seed ") if means.shape[1] > 1 else means[[]].copy()
     cells["mIoU (%)"] = [spread(values) for values in means.values]
     cells["gap closed (%)"] = [spread(values) for values in gaps_closed(means).values]
-    return cells
+    return cells.rename_axis(columns=None).reset_index(names="")
 
 
 def table_text(cells: pd.DataFrame, form: str = "pipe") -> str:
@@ -228,7 +218,7 @@ def tables_text(results: pd.DataFrame, form: str = "pipe") -> str:
     texts = [f"\nof these, {split}:\n\n" * (split != ALL) + table_text(table(results, split), form)
              for split in results["split"].unique()]  # fmt: skip
     means = miou(results) if texts else pd.DataFrame()
-    if {"source-only", "oracle"} <= set(means.index) and (means.loc["oracle"] <= means.loc["source-only"]).any():
+    if set(ENDS) <= set(means.index) and (means.loc["oracle"] <= means.loc["source-only"]).any():
         texts.append("\nThe oracle is no better than the box, on one seed at least: this network, so trained, did not "
                      "reach the box with true labels either, and there is no gap to close.\n")  # fmt: skip
     return "".join(texts) or "nothing was scored: the target has no labels\n"
@@ -257,15 +247,15 @@ def gains(results: pd.DataFrame) -> pd.DataFrame:
     :func:`paired_difference` of the mIoU over all classes, and over those under 1% of the true pixels; and the classes
     no longer answered: their mean IoU was at least 1% in source-only and is below 0.1% now.
     """
-    iou = together(results).pivot(index=["row", "seed"], columns="class", values="iou")
-    names, rare, lines = results["row"].unique(), rare_classes(results), []
-    for row in [name for name in names if name not in ("source-only", "oracle")] if "source-only" in names else ():
-        after, before = iou.loc[row], iou.loc["source-only"]
-        dead = (before.mean() >= 0.01) & (after.mean() < 0.001)
-        gain, rarely = (paired_difference(after[some].mean(axis=1), before[some].mean(axis=1))
-                        for some in (iou.columns, rare))  # fmt: skip
-        lost = ", ".join(c for c in results["class"].unique() if dead[c]) or "-"
-        lines.append((results["study"].iloc[0], row, difference(gain), difference(rarely), lost))
+    iou = together(results).pivot(index=["row", "seed"], columns="class", values="iou")[results["class"].unique()]
+    rare, lines = rare_classes(results), []
+    for row in results["row"].unique() if "source-only" in iou.index else ():
+        if row not in ENDS:
+            after, before = iou.loc[row], iou.loc["source-only"]
+            everywhere, rarely = (difference(paired_difference(after[some].mean(axis=1), before[some].mean(axis=1)))
+                                  for some in (iou.columns, rare))  # fmt: skip
+            lost = iou.columns[(before.mean() >= 0.01) & (after.mean() < 0.001)]
+            lines.append((results["study"].iloc[0], row, everywhere, rarely, ", ".join(lost) or "-"))
     return pd.DataFrame(
         lines, columns=["study", "row", "against source-only", "classes under 1% of pixels", "no longer answered"]
     )
@@ -273,47 +263,51 @@ def gains(results: pd.DataFrame) -> pd.DataFrame:
 
 def in_words(results: pd.DataFrame) -> str:
     """What each row has more than the first, and the classes that stage 2 moved most; means of seeds."""
+    results = together(results)
     means, closed = 100 * miou(results).mean(axis=1), gaps_closed(miou(results))
-    rows = [row for row in means.index if row != "oracle"]
-    more = [f"{row} {means[row] - means[rows[0]]:+.1f}" for row in rows[1:]]
-    text = f"**{results['study'].iloc[0]}**: {rows[0]} {means[rows[0]]:.1f} mIoU; against it " + ", ".join(more)
-    if {"source-only", "oracle"} <= set(means.index):
-        share = closed.loc[rows[-1]].mean(skipna=False)
+    first, *later = [row for row in means.index if row != "oracle"]
+    more = ", ".join(f"{row} {means[row] - means[first]:+.1f}" for row in later)
+    text = f"**{results['study'].iloc[0]}**: {first} {means[first]:.1f} mIoU; against it {more}"
+    last = [first, *later][-1]
+    if set(ENDS) <= set(means.index):
+        share = closed.loc[last].mean(skipna=False)
         way = "the oracle is no better at" if math.isnan(share) else f"{100 * share:.0f}% of the way to the oracle's"
         text += f"; {way} {means['oracle']:.1f}"
-    if "stage 1" in rows and rows[-1] != "stage 1":
-        iou = together(results).pivot_table("iou", "class", "row", sort=False)
-        moved = (100 * (iou[rows[-1]] - iou["stage 1"])).dropna().sort_values(kind="stable")
-        won, lost = ([f"{c} {value:+.1f}" for c, value in some.items()] or ["none"]
-                     for some in (moved[moved > 0][:-4:-1], moved[moved < 0][:3]))  # fmt: skip
-        rare = together(results)[together(results)["class"].isin(rare_classes(results))].groupby("row")
+    if "stage 1" in means.index and last != "stage 1":
+        rare = results[results["class"].isin(rare_classes(results))].groupby("row")[["answers", "true_pixels"]].sum()
         if len(rare):
-            said = rare["answers"].sum() / rare["true_pixels"].sum()
-            parts = ", ".join(f"{row} {said[row]:.2f}" for row in rows)
+            said = rare["answers"] / rare["true_pixels"]
+            parts = ", ".join(f"{row} {said[row]:.2f}" for row in [first, *later])
             text += f". Answers of the classes under 1%, as a multiple of their true pixels: {parts}"
-        text += f". From stage 1 to {rows[-1]}: most won {', '.join(won)}; most lost {', '.join(lost)}"
+        iou = results.pivot_table("iou", "class", "row", sort=False)
+        moved = (100 * (iou[last] - iou["stage 1"])).dropna().sort_values(kind="stable")
+        won, lost = (", ".join(f"{c} {value:+.1f}" for c, value in some.items()) or "none"
+                     for some in (moved[moved > 0][:-4:-1], moved[moved < 0][:3]))  # fmt: skip
+        text += f". From stage 1 to {last}: most won {won}; most lost {lost}"
     return text + "."
 
 
-def cost(seeds: Mapping[str, Sequence[int]], runs: Path = PROJECT / "runs") -> pd.DataFrame:
+def cost(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
     """Seconds of each training, however often it was stopped and resumed, all rounds together; median over the seeds
-    that have it ("-": none), a line a study, in words."""
+    that have it ("-": none), a line a study, in words.
+
+    Args:
+        records: of each study, the evaluation's, one a seed.
+    """
     columns = {"source": "source model", "stage1": "stage 1", "stage2": "self-distillation", "oracle": "oracle"}
-    rows = []
-    for study, numbers in seeds.items():
-        trained = [record["trained"] for record in read_records(study, numbers, runs)]
-        rows.append({"seconds": study})
-        for stage, column in columns.items():
-            found = [sum(told["seconds"] for name, told in each.items() if stage_named(name).name == stage)
-                     for each in trained]  # fmt: skip
-            rows[-1][column] = f"{np.median([*filter(None, found)]):.0f}" if any(found) else "-"
-    return pd.DataFrame(rows)
+    lines = [(study, record["seed"], columns[stage_named(name).name], told["seconds"])
+             for study, each in records.items() for record in each
+             for name, told in record["trained"].items()]  # fmt: skip
+    told = pd.DataFrame(lines, columns=["study", "seed", "training", "seconds"])
+    sums = told.groupby(["study", "seed", "training"])["seconds"].sum().replace(0, math.nan)
+    medians = sums.groupby(["study", "training"]).median().unstack().reindex(records, columns=columns.values())
+    return medians.map(lambda value: "-" if math.isnan(value) else f"{value:.0f}").reset_index(names="seconds")
 
 
 def main(study: str, seeds: str) -> None:
-    study_file(study)
-    numbers = seeds_of(seeds)
-    records, found = read_records(study, numbers), read_results(study, numbers)
+    names, numbers = load_params(study_file(study)).space.names, seeds_of(seeds)
+    records = read_records(study, numbers)
+    found = tidy(records, names)
     scored = f": {records[0]['metrics']['scored_on']}, last checkpoints" if len(found) else ""
     tables = tables_text(found, "plain") + averages_text(found, load_params(study_file(study)), "plain")
     print(f"\n{study}{scored}\n{tables}{trained_where(records)}")

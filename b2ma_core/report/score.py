@@ -6,7 +6,7 @@ Markdown and LaTeX; ``--submission`` writes label ids under the names of the Cit
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ from tqdm import tqdm
 from b2ma_core.data.datasets import Data, load
 from b2ma_core.files import read_label_map, write_bytes, write_json, write_png
 from b2ma_core.labels import LabelSpace
-from b2ma_core.metrics import ConfusionMatrix
+from b2ma_core.metrics import ConfusionMatrix, miou_of_present
 from b2ma_core.models import MODELS, build_model, load_weights
-from b2ma_core.params import load_params, study_file
+from b2ma_core.params import Params, load_params, study_file
 from b2ma_core.processes import run_command
 from b2ma_core.report.results import spread, table_text
 from b2ma_core.study.batches import to_device
@@ -90,13 +90,20 @@ def result(scores: ConfusionMatrix, space: LabelSpace) -> dict:
 
 def result_cells(found: dict) -> pd.DataFrame:
     """A result's table, in percent: classes, then averages."""
-    values = {**found["iou"], **{name: value for name, value in found.items() if name != "iou"}}
-    return pd.DataFrame({"": list(values), "%": [spread([value]) for value in values.values()]})
+    averages = {name: value for name, value in found.items() if name != "iou"}
+    return pd.DataFrame([(name, spread([value])) for name, value in (found["iou"] | averages).items()],
+                        columns=["", "%"])  # fmt: skip
 
 
 def server_name(name: str) -> str:
     """The file name that the Cityscapes benchmark server wants for an image's label ids."""
     return f"{name.removesuffix('_leftImg8bit')}_pred_labelIds.png"
+
+
+def server_ids(space: LabelSpace) -> np.ndarray:
+    """``(256,)`` uint8: the label id of each train id; for all others one that stands for no class."""
+    void = next((v for v in (0, *space.void_ids) if v not in space.label_ids), space.ignore_index)
+    return np.array([*space.label_ids, *[void] * (256 - space.num_classes)], np.uint8)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,15 +128,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Predict or read, score where there are labels, write what was asked for."""
     params = load_params(study_file(args.study))
+    part = checked_part(args, params)
+    space, label_ids = params.space, server_ids(params.space)
+    scores = ConfusionMatrix(space.num_classes, space.ignore_index)
+    progress = tqdm(answers(args, params, part), desc="score", total=len(part), unit="image", mininterval=5)
+    for i, (name, labels) in enumerate(progress):
+        if part.labels is not None:
+            scores.update(labels, part.labels[i])
+        if args.submission:
+            write_png(args.submission / server_name(name), label_ids[labels])
+    if part.labels is None:
+        return
+    found = result(scores, space)
+    print(table_text(result_cells(found)))
+    print(f"against the labels as notebook 00 read them last ({', '.join(dict.fromkeys(part.splits))})")
+    absent = [name for c, name in enumerate(space.names) if c not in scores.present()]
+    if absent:
+        print(f"note: {', '.join(absent)}: without a true pixel; in the averages a class of them counts as 0 where "
+              f"it is answered. Over the others alone: {100 * miou_of_present(scores):.1f}%")  # fmt: skip
+    if args.out:
+        write_json(args.out.with_name(args.out.name + ".json"), found)
+        for end, form in ((".md", "pipe"), (".tex", "latex")):
+            write_bytes(args.out.with_name(args.out.name + end), table_text(result_cells(found), form).encode())
+
+
+def checked_part(args: argparse.Namespace, params: Params) -> Data:
+    """The part that the arguments name; ValueError or FileNotFoundError says which of them is wrong."""
     if args.predictions and (args.scales or args.flip or args.network):
         raise ValueError("--scales, --flip and --network: belong to --checkpoint, predictions are scored as they are")
-    args.scales = args.scales or [params.predict_scale]
-    if not all(0.1 <= scale <= 4 for scale in args.scales):
+    if not all(0.1 <= scale <= 4 for scale in args.scales or ()):
         raise ValueError(f"--scales: each must lie between 0.1 and 4, got {' '.join(f'{s:g}' for s in args.scales)}")
     for folder, option in ((args.out and args.out.parent, "--out"), (args.submission, "--submission")):
         if folder:
             check_writable(folder, f"{option} goes there")
-    space, part = params.space, load(params, args.part)
+    part = load(params, args.part)
     if part is None:
         raise ValueError(f"--part: {args.study} has no {args.part}")
     if args.predictions and not args.predictions.is_dir():
@@ -139,40 +171,21 @@ def run(args: argparse.Namespace) -> None:
         if args.part.endswith("_test"):
             way += "; labels of a test part are never read: to score with them, name it as target_val_split of a study"
         raise ValueError(f"--part: {args.part} has no labels to score with; {way}")
-    fabric, scores = make_fabric(params), ConfusionMatrix(space.num_classes, space.ignore_index)
-    if args.checkpoint:
-        model = build_model(args.network or params.target_network, space.num_classes)
-        load_weights(model, args.checkpoint)
-        model = fabric.to_device(model.eval())
-    for i, name in enumerate(tqdm(part.names, desc="score", unit="image", mininterval=5)):
-        size = _size(part, i)
-        if args.checkpoint:
-            labels = predict_scales(model, fabric, part.images[i], size, args.scales, args.flip)
-        else:
-            labels = read_prediction(args.predictions, name, size, space)
-        if part.labels is not None:
-            scores.update(labels, part.labels[i])
-        if args.submission:
-            void = next((v for v in (0, *space.void_ids) if v not in space.label_ids), space.ignore_index)
-            ids = np.full(256, void, np.uint8)
-            ids[: space.num_classes] = space.label_ids
-            write_png(args.submission / server_name(name), ids[labels])
-    if part.labels is not None:
-        found = result(scores, space)
-        print(table_text(result_cells(found)))
-        print(f"against the labels as notebook 00 read them last ({', '.join(dict.fromkeys(part.splits))})")
-        absent = [name for c, name in enumerate(space.names) if c not in scores.present()]
-        if absent:
-            print(f"note: {', '.join(absent)}: without a true pixel; in the averages a class of them counts as 0 where "
-                  f"it is answered. Over the others alone: {100 * scores.miou(scores.present()):.1f}%")  # fmt: skip
-        if args.out:
-            write_json(args.out.with_name(args.out.name + ".json"), found)
-            for end, form in ((".md", "pipe"), (".tex", "latex")):
-                write_bytes(args.out.with_name(args.out.name + end), table_text(result_cells(found), form).encode())
+    return part
 
 
-def _size(part: Data, i: int) -> tuple[int, int]:
-    return part.sizes[i] if part.labels is None else part.labels[i].shape
+def answers(args: argparse.Namespace, params: Params, part: Data) -> Iterator[tuple[str, np.ndarray]]:
+    """Each image's name and ``(H, W)`` train ids at its label's size, or its own: read, or of the checkpoint."""
+    sizes = part.sizes if part.labels is None else [labels.shape for labels in part.labels]
+    if args.predictions:
+        for name, size in zip(part.names, sizes, strict=True):
+            yield name, read_prediction(args.predictions, name, size, params.space)
+        return
+    fabric, model = make_fabric(params), build_model(args.network or params.target_network, params.space.num_classes)
+    load_weights(model, args.checkpoint)
+    model, scales = fabric.to_device(model.eval()), args.scales or [params.predict_scale]
+    for name, image, size in zip(part.names, part.images, sizes, strict=True):
+        yield name, predict_scales(model, fabric, image, size, scales, args.flip)
 
 
 if __name__ == "__main__":

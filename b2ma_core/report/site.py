@@ -1,6 +1,7 @@
 """A study's executed notebooks, figures and tables as pages: ``python -m b2ma_core.report.site STUDY SEED``."""
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -35,21 +36,19 @@ def write_site(study: str, seed: int, into: Path, runs: Path = PROJECT / "runs")
     Raises:
         FileNotFoundError: if no notebook of the run was executed.
     """
-    executed = sorted((runs / study / str(seed) / "notebooks").glob("[0-9]*.ipynb"))
+    run = runs / study / str(seed)
+    executed = sorted(run.glob("notebooks/[0-9]*.ipynb"))
     if not executed:
-        raise FileNotFoundError(
-            f"{runs / study / str(seed)}: no executed notebook; make study STUDY={study} SEEDS={seed}"
-        )
+        raise FileNotFoundError(f"{run}: no executed notebook; make study STUDY={study} SEEDS={seed}")
     names = [path.stem for path in executed]
     with whole_folder(into) as folder:
-        for i, path in enumerate(executed):
+        for path, before, after in zip(executed, ["", *names], [*names[1:], ""], strict=False):
             page, _ = HTMLExporter(theme="light").from_filename(str(path))
-            ways = [f'<a href="{n}.html">{n}</a>' for n in (names[i - 1] if i else None, *names[i + 1 : i + 2]) if n]
-            ways = [f'<a href="index.html">{study}, seed {seed}</a>', *ways]
+            ways = [f'<a href="index.html">{study}, seed {seed}</a>']
+            ways += [f'<a href="{name}.html">{name}</a>' for name in (before, after) if name]
             bar = f'<nav style="padding:.6em 1em">{" | ".join(ways)}</nav>'
-            head, body, rest = page.partition("<body")
-            tag, end, content = rest.partition(">")
-            (folder / f"{path.stem}.html").write_text(head + body + tag + end + bar + content, encoding="utf-8")
+            page = re.sub("<body[^>]*>", lambda tag, bar=bar: tag[0] + bar, page, count=1)
+            (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
         (folder / "index.html").write_text(_index(study, seed, names, folder), encoding="utf-8")
     return names
 
