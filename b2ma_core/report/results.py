@@ -305,11 +305,11 @@ def cost(records: Mapping[str, Sequence[dict]]) -> pd.DataFrame:
 
 
 def main(study: str, seeds: str) -> None:
-    names, numbers = load_params(study_file(study)).space.names, seeds_of(seeds)
-    records = read_records(study, numbers)
-    found = tidy(records, names)
+    params = load_params(study_file(study))
+    records = read_records(study, seeds_of(seeds))
+    found = tidy(records, params.space.names)
     scored = f": {records[0]['metrics']['scored_on']}, last checkpoints" if len(found) else ""
-    tables = tables_text(found, "plain") + averages_text(found, load_params(study_file(study)), "plain")
+    tables = tables_text(found, "plain") + averages_text(found, params, "plain")
     print(f"\n{study}{scored}\n{tables}{trained_where(records)}")
     print(f"figures: {(PROJECT / 'figures' / study).relative_to(PROJECT)}/   runs: runs/{study}/\n")
 
