@@ -6,7 +6,6 @@ there is opened by :mod:`datasets`.
 """
 
 import errno
-import json
 import multiprocessing
 import os
 import shutil
@@ -38,7 +37,7 @@ from b2ma_core.data.layouts import (
     what_is_at,
 )
 from b2ma_core.digests import code_digests, digest, digest_of, stamp
-from b2ma_core.files import PROJECT, only_one, start_npy, whole_folder, write_bytes, write_json
+from b2ma_core.files import PROJECT, only_one, read_json, start_npy, whole_folder, write_bytes, write_json
 from b2ma_core.params import Params, base_study
 from b2ma_core.processes import end_with_parent
 
@@ -193,7 +192,7 @@ def _prepare(part: Part, items: list[Item], folder: Path, workers: int, trained:
         raise ValueError(f"{refused} it has {_no_labels(part)}")
     code = code_digests("data.conversion.prepare", "minicity")
     fingerprint = digest({**asdict(part), "code": code, "files": [_stamp(item) for item in items]})
-    index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").is_file() else {}
+    index = read_json(folder / "index.json", {})
     if index.get("fingerprint") != fingerprint:
         with whole_folder(folder) as target:
             index = {"fingerprint": fingerprint, **_convert(part, items, target, workers, trained)}

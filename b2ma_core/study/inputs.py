@@ -1,13 +1,12 @@
 """What a stage is made from: the parameters that it reads, its code, and the content of what it reads, by digests."""
 
-import json
 import os
 from functools import cache
 from pathlib import Path
 
 from b2ma_core.data.datasets import PARTS
 from b2ma_core.digests import code_digests, digest, file_digest
-from b2ma_core.files import PROJECT
+from b2ma_core.files import PROJECT, read_json
 from b2ma_core.params import NO_EFFECT_ON_RESULTS, Params, base_study
 from b2ma_core.study.pipeline import Stage, stage_named
 
@@ -114,7 +113,7 @@ def _index(params: Params, part: str) -> dict | None:
 
 @cache
 def _read(path: Path, _: int) -> dict:
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def content(run, name: str, parts: tuple[str, ...] = PARTS) -> str | None:

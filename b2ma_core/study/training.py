@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from b2ma_core.data.datasets import Data
-from b2ma_core.files import only_one, whole_file, write_json
+from b2ma_core.files import only_one, read_json, whole_file, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import CLASSIFIERS, load_weights, save_weights
 from b2ma_core.params import Params
@@ -72,12 +73,10 @@ def set_up(params: Params, fabric: Fabric, model: nn.Module, optimizer: str, wei
     if not classifier and (optimizer == "sgd" or backbone_rate != 1):
         raise ValueError(f"no parameter of this network begins with {', '.join(CLASSIFIERS)}: which is its classifier, "
                          "with a rate of its own? Name it so, or add its name to CLASSIFIERS of models/")  # fmt: skip
-    if optimizer == "sgd":
-        groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
-        return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
-    groups = [{"params": body, "factor": backbone_rate}, {"params": classifier, "factor": 1}]
-    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-    return fabric.setup(model, kind(groups, lr=0.0, weight_decay=weight_decay))
+    factors = (1, 10) if optimizer == "sgd" else (backbone_rate, 1)
+    groups = [{"params": part, "factor": factor} for part, factor in zip((body, classifier), factors, strict=True)]
+    kind = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return fabric.setup(model, kind[optimizer](groups, lr=0.0, weight_decay=weight_decay))
 
 
 def compiled(model: nn.Module, fabric: Fabric, size: Sequence[int]) -> nn.Module:
@@ -145,7 +144,7 @@ def fit(
         name = next(iter(modules))
         if (folder / "history.json").is_file():
             load_weights(result, folder / f"{name}.safetensors")
-            return json.loads((folder / "history.json").read_text())
+            return read_json(folder / "history.json")
         start, history = 0, {"loss": [], "miou": []}
         if progress.is_file():
             start, history = _resume(progress, modules, optimizer)
