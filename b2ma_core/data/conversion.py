@@ -8,11 +8,12 @@ there is opened by :mod:`datasets`.
 import errno
 import multiprocessing
 import os
+import re
 import shutil
 import signal
-from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import partial
@@ -29,7 +30,6 @@ from b2ma_core.data.layouts import (
     LAYOUTS,
     Item,
     folders,
-    in_order,
     list_files,
     passed_over,
     read_image,
@@ -123,7 +123,8 @@ def list_items(part: Part) -> list[Item]:
     if twice:
         raise ValueError(f"{part.name}: {len(twice)} names stand for two images, {', '.join(twice[:3])}: rename one of "
                          "each, labels and predictions go by name")  # fmt: skip
-    odd = [item.name for item in items if len(os.fsencode(item.name)) > LONGEST_NAME or not _is_utf8(item.name)]
+    # \udc80 .. \udcff: how Python says bytes of a name that are no UTF-8
+    odd = [i.name for i in items if len(os.fsencode(i.name)) > LONGEST_NAME or re.search("[\udc80-\udcff]", i.name)]
     if odd:
         raise ValueError(f"{part.name}: {len(odd)} names are no UTF-8 or longer than {LONGEST_NAME} bytes, {odd[0]!r} "
                          "first: rename them (convmv mends names of old archives)")  # fmt: skip
@@ -169,10 +170,6 @@ def read_sample(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None, 
 def _mapped(labels: np.ndarray, part: Part) -> np.ndarray:
     """Train ids of the part's space to the study's."""
     return labels if part.label_map is None else np.array(part.label_map, np.uint8)[labels]
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\udc80" <= c <= "\udcff" for c in name)  # how Python says bytes of a name that are no UTF-8
 
 
 def _refuse_others(folder: Path) -> None:
@@ -319,6 +316,17 @@ def _in_parallel(function: Callable, items: list, workers: int, title: str) -> I
         except BrokenProcessPool:
             raise OSError(f"{title}: a process that reads images was killed, perhaps for want of memory; take fewer of "
                           "them (OMP_NUM_THREADS=1)") from None  # fmt: skip
+
+
+def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
+    """The results of ``pool.map``, of which never more than ``ahead`` wait for who takes them."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _stamp(item: Item) -> list:
