@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -118,8 +119,7 @@ def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
         branch(run)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        (output.parent / f".{os.getpid()}").touch()
-        (output.parent / f".{os.getpid()}").unlink()
+        tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise OSError(
             f"{output.parent}: cannot be written ({error.strerror}); make the run's folder writable"

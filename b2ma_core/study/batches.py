@@ -108,16 +108,13 @@ class Batches(Dataset):
             worker_init_fn=partial(_ends_with, os.getpid()),
         ))  # fmt: skip
 
-    def workers(self, processes: int = 1, shared: Path = Path("/dev/shm")) -> int:
+    def workers(self, processes: int = 1) -> int:
         """How many loader processes there is shared memory for, at most as many as the parameters say.
 
         Loaders hand batches over in shared memory; where it is full they would wait for ever. Each has two batches
-        ready, and one more is in use or in the making.
-
-        Args:
-            processes: trainings on this machine that load as much as this one.
-            shared: where the system keeps shared memory; elsewhere than on Linux it has no such limit.
+        ready, and one more is in use or in the making. ``processes``: trainings on this machine that load as much.
         """
+        shared = Path("/dev/shm")  # elsewhere than on Linux there is no such limit
         if not shared.is_dir() or not self.params.workers:
             return self.params.workers
         height, width = self.params.crop or self.images.shape[1:3]

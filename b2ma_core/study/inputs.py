@@ -8,7 +8,7 @@ from b2ma_core.data.datasets import PARTS
 from b2ma_core.digests import code_digests, digest, file_digest
 from b2ma_core.files import PROJECT, read_json
 from b2ma_core.params import NO_EFFECT_ON_RESULTS, Params, base_study
-from b2ma_core.study.pipeline import Stage, stage_named
+from b2ma_core.study.pipeline import Stage, stage_named, trainings
 
 IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them together
     "deeplab_mobilenet_v2": "mobilenet_v2-b0353104.pth",
@@ -131,7 +131,7 @@ def content(run, name: str, parts: tuple[str, ...] = PARTS) -> str | None:
         return digest([[f.parent.name, f.name, file_digest(f)] for f in files]) if files else None
     if name == "patches":
         return file_digest(run.path("patches", "index.json"))
-    return file_digest(run.path(*name.split("/"), f"{'source' if name == 'source' else 'student'}.safetensors"))
+    return file_digest(run.path(name, f"{'source' if name == 'source' else 'student'}.safetensors"))
 
 
 def _first_weights(run, stage: Stage) -> str | None:
@@ -173,5 +173,5 @@ def answered(run, part: str, names: list[str]) -> dict[str, str]:
 
 def trainings_of(run) -> list[str]:
     """The trainings that a run has finished, or has saved a step of, in order."""
-    names = ["source", "stage1", *(f"stage2/round-{n}" for n in range(1, run.params.rounds + 1)), "oracle"]
+    names = ["source", *trainings(run.params).values()]
     return [n for n in names if any((run.path(n) / f).is_file() for f in ("history.json", "progress.pt"))]
