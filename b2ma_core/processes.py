@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 PARENT = "B2MA_PARENT"  # environment variable: process id of whoever starts a process that ends with it
 
@@ -38,14 +40,26 @@ def _watch(sign: int, parent: int) -> None:
     os.kill(os.getpid(), sign)
 
 
-def run_command(name: str, command: Callable[[], None]) -> int:
-    """Run a command line's work; the exit code. What it cannot do becomes one message on stderr, without traceback."""
+def cpuinfo() -> str:
+    """What Linux tells of the processors; nothing elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.is_file() else ""
+
+
+def run_command(name: str, command: Callable[[], None], stopped: str = "the same command starts again") -> int:
+    """Run a command line's work; the exit code. What it cannot do becomes one message on stderr, without traceback.
+
+    Args:
+        name: what the message begins with.
+        command: does the work.
+        stopped: what the message says after Ctrl-C.
+    """
     try:
         command()
+        return 0
     except (ValueError, OSError) as error:
-        print(f"\n{name}: {error}\n", file=sys.stderr, flush=True)
-        return 1
+        said = re.sub(r"^\[Errno \d+\] ", "", str(error))
     except KeyboardInterrupt:
-        print(f"\n{name}: stopped; the same command starts again\n", file=sys.stderr, flush=True)
-        return 1
-    return 0
+        said = f"stopped; {stopped}"
+    print(f"\n{name}: {said}\n", file=sys.stderr, flush=True)
+    return 1

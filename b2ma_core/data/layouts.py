@@ -259,11 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", required=True, help="as the layout says; gta5 and synthia: 'all' or a list's name")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNGs")
     args = parser.parse_args(arguments)
-
-    def command() -> None:
-        print(convert(args.dataset, args.root, args.split, args.out), "maps of train ids in", args.out)
-
-    return run_command("layouts", command)
+    work = (args.dataset, args.root, args.split, args.out)
+    return run_command("layouts", lambda: print(convert(*work), "maps of train ids in", args.out))
 
 
 if __name__ == "__main__":

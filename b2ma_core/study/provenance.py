@@ -4,17 +4,18 @@ of other data or of other parameters.
 """
 
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 from b2ma_core.digests import code_digests
 from b2ma_core.files import PROJECT, read_json, write_json
 from b2ma_core.params import base_study, unlike
+from b2ma_core.processes import cpuinfo
 from b2ma_core.study.inputs import made_from, trainings_of
 from b2ma_core.study.pipeline import EVALUATION, PIPELINE, made_by, stage_named, stages_of
 
@@ -174,9 +175,5 @@ def environment() -> dict[str, str | bool | None]:
 
 def processor() -> str:
     """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    named = re.search(r"^model name\s*: *(.*\S)", cpuinfo(), re.M)
+    return named[1] if named else platform.processor() or platform.machine()

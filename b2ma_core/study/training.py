@@ -8,6 +8,7 @@ order (bilinear upsampling and max pooling backward, for example).
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -24,6 +25,7 @@ from b2ma_core.files import only_one, read_json, whole_file, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import CLASSIFIERS, load_weights, save_weights
 from b2ma_core.params import Params
+from b2ma_core.processes import cpuinfo
 from b2ma_core.study.batches import Batches, generator_for, to_device
 
 
@@ -32,12 +34,10 @@ def make_fabric(params: Params, devices: int = 1) -> Fabric:
     are units for it."""
     precision = params.precision
     if precision == "auto":
-        cuda = params.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if cuda
-            else _cpu_has_bf16() and params.accelerator != "mps"
-        )
+        if params.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = params.accelerator != "mps" and re.search(r"\b(avx512|amx)_bf16\b", cpuinfo())
         precision = "bf16-mixed" if fast else "32-true"
     strategy = "auto" if devices == 1 else "ddp"
     return Fabric(accelerator=params.accelerator, devices=devices, strategy=strategy, precision=precision)
@@ -51,14 +51,6 @@ def in_precision(model: nn.Module, fabric: Fabric) -> Callable[[Tensor], Tensor]
             return model(images)
 
     return answer
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def set_up(params: Params, fabric: Fabric, model: nn.Module, optimizer: str, weight_decay: float, backbone_rate: float):
