@@ -66,7 +66,8 @@ def _inputs(run, name: str, stage: Stage) -> dict[str, str | None]:
     if stage.is_training:
         found["curve"] = digest([data_digest(params, stage.scored_on, k) for k in ("digests", "label_digests")])
     if stage.start:
-        found["first weights"] = _first_weights(run, stage)
+        white_box = params.init == "source" and stage.name == "stage1"  # scratch: no such file, nothing to tell
+        found["first weights"] = content(run, "source") if white_box else file_digest(weights_file(params, stage))
     if stage.name == "labels":
         found["source"] = content(run, "source") if params.box == "model" else None
         files = delivered(params) if params.box == "folder" else None
@@ -132,15 +133,6 @@ def content(run, name: str, parts: tuple[str, ...] = PARTS) -> str | None:
     if name == "patches":
         return file_digest(run.path("patches", "index.json"))
     return file_digest(run.path(name, f"{'source' if name == 'source' else 'student'}.safetensors"))
-
-
-def _first_weights(run, stage: Stage) -> str | None:
-    start = getattr(run.params, stage.start)
-    if start == "scratch" or (start == "source" and stage.name == "oracle"):
-        return None
-    if start == "source":
-        return content(run, "source")
-    return file_digest(weights_file(run.params, stage))
 
 
 def weights_file(params: Params, stage: Stage) -> Path:

@@ -18,9 +18,7 @@ from b2ma_core.study.records import Run
 
 def voted(run: Run, data: Data) -> bool:
     """Whether a part has the answers to several views."""
-    if run.params.box == "folder":  # 02 has seen how many there are
-        return run.path("labels", f"{data.name}_votes").is_dir()
-    return run.params.box_queries > 1
+    return run.path("labels", f"{data.name}_votes").is_dir()
 
 
 def answer_size(data: Data, i: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,8 @@ def train_stage2(run: Run, number: int) -> dict:
     shares = class_shares(params, labels).to(fabric.device)
     recipe, groups = self_distillation_of(params, bool(patches)), patch_groups(params, patches)
     # Every process has the whole batch: an image is mixed with any other, whoever computes it.
-    sharing = Sharing(params.accumulate, fabric.global_rank, fabric.world_size, _total(fabric))
+    total = partial(fabric.all_reduce, reduce_op="sum")
+    sharing = Sharing(params.accumulate, fabric.global_rank, fabric.world_size, total)
     batches = Batches(data.images, labels, params, run.seed, stage, params.stage2_views)
 
     def losses_of(step: int, images: Tensor, train_ids: Tensor):
@@ -239,19 +241,21 @@ def _train_on_labels(run, stage, model, images, labels, evaluate_on, *, steps, p
                      mixed_by="none"):  # fmt: skip
     """Source model, stage 1 and oracle are one training; they differ in whose images and labels it sees, and stage 1
     alone may mix."""
-    params, kind, mixed = run.params, optimizer, mixed_by != "none"
+    params, kind = run.params, optimizer
     fabric = _launched(params)
     student, optimizer = set_up(params, fabric, model, kind, weight_decay, backbone_rate)
     weights = None if weights is None else weights.to(fabric.device)
     # A mix needs the whole batch in every process; else each loads the images that it computes. All have as many parts.
-    rank, ranks = fabric.global_rank, fabric.world_size
-    sharing = Sharing(min(params.accumulate, batch // ranks), *((rank, ranks) if mixed else (0, 1)), _total(fabric))
+    share, whole = (fabric.global_rank, fabric.world_size), (0, 1)
+    loaded, computed = (share, whole) if mixed_by == "none" else (whole, share)
+    parts = min(params.accumulate, batch // fabric.world_size)
+    sharing = Sharing(parts, *computed, partial(fabric.all_reduce, reduce_op="sum"))
+    batches = Batches(images, labels, params, run.seed, stage, True, *loaded, batch, scale)
 
     def losses_of(step: int, images: Tensor, train_ids: Tensor):
         student.train()
-        if mixed:
-            generator = generator_for(run.seed, f"{stage} mix", step)
-            images, train_ids = mix((images, train_ids), train_ids, mixed_by, params.position_beta, generator)
+        generator = generator_for(run.seed, f"{stage} mix", step)
+        images, train_ids = mix((images, train_ids), train_ids, mixed_by, params.position_beta, generator)
         numbers = batches.numbers(step)
         for part in sharing.slices(len(images)):
             images[part] = changed(images[part], numbers[part], run.seed, stage, jitter, noise)
@@ -264,8 +268,6 @@ def _train_on_labels(run, stage, model, images, labels, evaluate_on, *, steps, p
         if average:
             ema_update(result, model, step, params.ema_alpha)
 
-    share = (0, 1) if mixed else (rank, ranks)
-    batches = Batches(images, labels, params, run.seed, stage, True, *share, batch, scale)
     modules, result = {"source" if stage == "source" else "student": model}, model
     if average:
         modules["average"] = result = make_teacher(model)
@@ -279,10 +281,6 @@ def _launched(params: Params) -> Fabric:
     fabric = make_fabric(params, params.devices)
     fabric.launch()
     return fabric
-
-
-def _total(fabric: Fabric) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: fabric.all_reduce(tensor, reduce_op="sum")
 
 
 def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None, scale: float) -> Callable[[], float] | None:
