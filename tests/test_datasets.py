@@ -282,9 +282,9 @@ def test_two_processes_that_start_at_once_make_each_part_once(smoke_params, tmp_
 
 
 POOL = """
-from b2ma_core.data import conversion
+from b2ma_core.processes import in_parallel
 if __name__ == "__main__":
-    for number in conversion._in_parallel(eval, ["__import__('os').getpid()"] * 64, 2, "x"):
+    for number in in_parallel(eval, ["__import__('os').getpid()"] * 64, 2, "x"):
         print(number, flush=True)
         input()
 """

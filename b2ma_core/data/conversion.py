@@ -6,22 +6,16 @@ there is opened by :mod:`datasets`.
 """
 
 import errno
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from b2ma_core import minicity
 from b2ma_core.data.datasets import FILES, Data, Part, load, parts
@@ -39,7 +33,7 @@ from b2ma_core.data.layouts import (
 from b2ma_core.digests import code_digests, digest, digest_of, stamp
 from b2ma_core.files import PROJECT, only_one, read_json, start_npy, whole_folder, write_bytes, write_json
 from b2ma_core.params import Params, base_study
-from b2ma_core.processes import end_with_parent
+from b2ma_core.processes import in_parallel
 
 LONGEST_NAME = 230  # bytes: file systems take 255, and names of files that are being written are longer
 
@@ -208,7 +202,7 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
         start_npy(images, (len(items), *part.size, 3))
         if not part.native_labels:
             start_npy(labels, (len(items), *part.size))
-        for sample in _in_parallel(partial(_attempt, part=part), known, workers, part.name):
+        for sample in in_parallel(partial(_attempt, part=part), known, workers, part.name):
             if isinstance(sample, str):
                 problems.append(sample)
                 continue
@@ -301,32 +295,6 @@ def _attempt(item: Item, part: Part) -> tuple | str:
     except MemoryError:
         return f"{item.image}: too large for this machine's memory; cut it into tiles"
     return image, labels, size, digest_of(image), None if labels is None else digest_of(labels)
-
-
-def _in_parallel(function: Callable, items: list, workers: int, title: str) -> Iterable:
-    bar = partial(tqdm, total=len(items), desc=title, unit="image", mininterval=5)
-    if workers < 2 or len(items) < 64:
-        yield from bar(map(function, items))
-        return
-    # Fresh processes: a fork of a notebook's kernel would inherit its threads' locks.
-    context, ends = multiprocessing.get_context("spawn"), (signal.SIGKILL, os.getpid())
-    with ProcessPoolExecutor(workers, context, end_with_parent, ends) as pool:
-        try:
-            yield from bar(in_order(pool, function, items, ahead=4 * workers))
-        except BrokenProcessPool:
-            raise OSError(f"{title}: a process that reads images was killed, perhaps for want of memory; take fewer of "
-                          "them (OMP_NUM_THREADS=1)") from None  # fmt: skip
-
-
-def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
-    """The results of ``pool.map``, of which never more than ``ahead`` wait for who takes them."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _stamp(item: Item) -> list:

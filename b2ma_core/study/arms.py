@@ -93,10 +93,9 @@ def _share(source: Path, target: Path) -> None:
     the other. What differs in the target gives way."""
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
     wanted = {path.relative_to(source): path for path in files if path.name != ".lock"}
-    if target.is_dir():
-        for path in [p for p in target.rglob("*") if p.is_file()]:
-            if path.relative_to(target) not in wanted:
-                path.unlink()
+    for path in [*target.rglob("*")]:
+        if path.is_file() and path.relative_to(target) not in wanted:
+            path.unlink()
     for relative, path in wanted.items():
         link = target / relative
         if link.exists() and link.samefile(path):
