@@ -25,8 +25,8 @@ def on_disk(run, notebook: str) -> dict:
         values = {k: v for k, v in values.items() if any(stage.read(k) for stage in stages)}
     outside = {"00_data": (params.source_root, params.target_root), "02_pseudo_labels": (params.box_root,)}
     paths = [PROJECT / root for root in outside.get(notebook, ()) if root]
-    paths += [weights_file(params, stage) for stage in stages if stage.start]
-    files = [_stamps(path) for path in paths if path.exists()]
+    weights = [weights_file(params, stage) for stage in stages if stage.start]
+    files = [_stamps(p) for p in (*filter(Path.exists, paths), *filter(Path.is_file, weights))]
     code = code_digests(*(entry for stage in stages for entry in stage.code))
     return {"params": values, "classes": classes_of(params), "code": code, "files": files}
 
