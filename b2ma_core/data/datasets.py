@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from b2ma_core import minicity
 from b2ma_core.files import PROJECT, read_json
 from b2ma_core.labels import LabelSpace
 from b2ma_core.params import Params, base_study
@@ -32,7 +31,6 @@ class Part:
     split: str
     count: int | None
     world_seed: int
-    version: int
     space: LabelSpace  # of its label maps
     label_map: tuple[int, ...] | None  # from the space's train ids to the study's; None: they are the same
     size: list[int]
@@ -120,7 +118,6 @@ def parts(params: Params) -> dict[str, Part]:
             split=split,
             count=getattr(params, f"{name}_images"),
             world_seed=params.world_seed if drawn else 0,
-            version=minicity.VERSION if drawn else 0,
             space=params.space_of(side),
             label_map=None if (table := params.label_map(side)) is None else tuple(table.tolist()),
             size=(params.source_image_size if side == "source" else None) or params.image_size,
