@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 from snakemake.logging import logger
 
-from b2ma_core.params import base_study, check_params, read_yaml
+from b2ma_core.params import STUDY_NAME, base_study, load_params, study_file
 from b2ma_core.processes import end_with_parent
 from b2ma_core.study.arms import first_stage, switched
 from b2ma_core.study.check import check_study, count_of, seeds_of
@@ -62,14 +62,8 @@ onstart:
     signal.signal(signal.SIGTERM, stop)
 
 
-@cache
-def params_of(study):
-    return check_params(read_yaml(Path("params") / f"{study}.yaml"), f"params/{study}.yaml")
-
-
-@cache
-def start_of(arm):
-    return first_stage(switched(arm))
+params_of = cache(lambda study: load_params(study_file(study)))
+start_of = cache(lambda arm: first_stage(switched(arm)))
 
 
 # What a notebook is made from, as far as it can be told without reading a picture: parameters, code, and dates and
@@ -97,7 +91,7 @@ def gpus(name):
 
 
 wildcard_constraints:
-    study=r"[A-Za-z0-9_-]+(\+[A-Za-z0-9_]+)?",
+    study=STUDY_NAME,
     seed=r"\d+",
 
 

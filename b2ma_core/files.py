@@ -68,6 +68,11 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
+def read_json(path: Path, otherwise: Any = None) -> Any:
+    """What a JSON file holds; ``otherwise`` where there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else otherwise
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error; by itself the last one wins."""
 

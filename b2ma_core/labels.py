@@ -11,7 +11,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,7 @@ class LabelSpace:
         if strange:
             raise ValueError(f"{where}: holds {strange[:8]}, but label maps of {self.name!r} hold {self.ids_in_files}"
                              f"{self._hint(strange)}")  # fmt: skip
-        table = np.full(256, self.ignore_index, np.uint8)
-        table[list(classes)] = np.arange(self.num_classes, dtype=np.uint8)
-        return table[ids]
+        return replace(self, label_ids=classes).encode(ids)
 
     @property
     def ids_in_files(self) -> str:
@@ -178,11 +176,11 @@ def label_space(name: str) -> LabelSpace:
     Raises:
         ValueError: if there is none, naming those that there are; or listing all that is wrong with the file.
     """
-    if name in _IN_CODE:
-        if (FOLDER / f"{name}.yaml").is_file():
-            raise ValueError(f"{_shown(FOLDER / name)}.yaml: {name} stands in b2ma_core/labels.py: rename the file")
-        return _IN_CODE[name]
     path = FOLDER / f"{name}.yaml"
+    if name in _IN_CODE:
+        if path.is_file():
+            raise ValueError(f"{_shown(path)}: {name} stands in b2ma_core/labels.py: rename the file")
+        return _IN_CODE[name]
     if not re.fullmatch(r"[\w-]+", name) or not path.is_file():
         known = [*_IN_CODE, *sorted(p.stem for p in FOLDER.glob("*.yaml") if "_to_" not in p.stem)]
         raise ValueError(f"no label space {name!r}{nearest(name, known)} (there are: {', '.join(known)}; any other is "

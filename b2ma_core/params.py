@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from b2ma_core.files import PROJECT, load_yaml
 from b2ma_core.labels import LabelSpace, label_map, label_space, nearest
@@ -25,6 +25,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 MIXES = ("none", "spatial", "cutmix", "classmix")  # those of mixes.py, which imports torch; a test holds them together
 Size = Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=2, max_length=2)]
+Space = Annotated[str, AfterValidator(lambda name: label_space(name).name)]  # ValueError where there is none
 
 # They change how fast or how closely watched a run is, not what comes out of it.
 NO_EFFECT_ON_RESULTS = ("workers", "save_every", "box_token_variable", "box_timeout", "box_requests")
@@ -60,7 +61,7 @@ class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     study: Annotated[str, Field(pattern=f"^{STUDY_NAME}$")]
-    label_space: str  # the student's classes: cityscapes | camvid | a file in params/label_spaces/
+    label_space: Space  # the student's classes: cityscapes | camvid | a file in params/label_spaces/
     method: Literal["corrected", "published"] = "corrected"  # published: the defaults are those of published.py
     image_size: Size  # all images are brought to this size; labels are scored at their own
 
@@ -70,7 +71,7 @@ class Params(BaseModel):
     source_root: str | None = None
     source_image_size: Size | None = None  # None: image_size
     source_domain: Literal["game", "camera"] = "game"  # MiniCity
-    source_label_space: str | None = None  # of a folder's label maps; None: label_space. Others have their own
+    source_label_space: Space | None = None  # of a folder's label maps; None: label_space. Others have their own
     source_sequences: list[str] | None = None  # CamVid: file names begin so; None: all
     source_train_split: str = "train"  # several are joined by +
     source_train_images: Count | None = None
@@ -79,7 +80,7 @@ class Params(BaseModel):
     target_dataset: Literal["minicity", "camvid", "folder", "cityscapes", "gta5", "synthia"]
     target_root: str | None = None
     target_domain: Literal["game", "camera"] = "camera"
-    target_label_space: str | None = None
+    target_label_space: Space | None = None
     target_sequences: list[str] | None = None
     target_train_split: str = "train"
     target_train_images: Count | None = None
@@ -91,7 +92,7 @@ class Params(BaseModel):
     # --- the owner's side
     box: Literal["model", "folder", "service"] = "model"  # folder: label PNGs that a vendor delivered; service: HTTP
     box_root: str | None = None
-    box_label_space: str | None = None  # the classes that the box's answers speak of; None: label_space
+    box_label_space: Space | None = None  # the classes that the box's answers speak of; None: label_space
     box_address: str | None = None  # of a service, http://.. or https://..
     box_token_variable: str | None = None  # NAME of the environment variable with its token, never the token
     box_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  # seconds for one answer
@@ -173,13 +174,6 @@ class Params(BaseModel):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where the device has units for it
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes
     save_every: Count = 50  # steps between two checkpoints
-
-    @field_validator("label_space", "source_label_space", "target_label_space", "box_label_space")
-    @classmethod
-    def _exists(cls, name):
-        if name is not None:
-            label_space(name)
-        return name
 
     @model_validator(mode="after")
     def _data_are_there(self):

@@ -99,7 +99,7 @@ from b2ma_core.study import mining, stages, training  # noqa: E402
 from b2ma_core.study.asking import ask_for_labels, open_box  # noqa: E402
 from b2ma_core.study.batches import generator_for  # noqa: E402
 from b2ma_core.study.pseudo_labels import read_confidences, read_pseudo_labels  # noqa: E402
-from b2ma_core.study.records import Run  # noqa: E402
+from b2ma_core.study.records import Run, stored_run  # noqa: E402
 from b2ma_core.study.training import make_fabric  # noqa: E402
 
 CLASSES = 19
@@ -566,8 +566,7 @@ def until_stage2(run: Run) -> Iterator[str]:
 
 def be_killed(folder: Path, deterministic: bool) -> None:
     """The process that is killed: stage 2 of a run."""
-    values = json.loads((folder / "params.json").read_text())
-    run = Run(check_params(values, str(folder)), int(folder.name), folder.parent.parent)
+    run = stored_run(folder)
     with deterministic_algorithms(deterministic):
         stages.TRAININGS["stage2"](run, 1)
 

@@ -44,7 +44,7 @@ def time_steps(params: Params, images: np.ndarray, labels: np.ndarray, steps: in
         Medians in ms, the overhead in percent, on a GPU the peak of its memory in GiB, and the precision.
     """
     fabric, recipe = make_fabric(params), stages.self_distillation_of(params, True)
-    cuda, classes = fabric.device.type == "cuda", stages.num_classes(params)
+    cuda, classes = fabric.device.type == "cuda", params.space.num_classes
     groups = mining.patch_groups(params, mine(labels, params.rare_classes or [6, 7, 12, 17, 18], params.grid))
     model = build_model(params.target_network, classes).to(fabric.device, memory_format=torch.channels_last)
     student, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-5))

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,11 +21,12 @@ from typing import Any
 import yaml
 
 from b2ma_core.files import PROJECT, write_bytes
-from b2ma_core.params import Params, ParamsError, check_params, read_yaml, study_file
-from b2ma_core.processes import end_with_parent
+from b2ma_core.params import Params, check_params, read_yaml, study_file
+from b2ma_core.processes import end_with_parent, run_command
 from b2ma_core.study.arms import branch
 from b2ma_core.study.records import STAGES, Run
 
+GOES_ON = "the same command goes on from the last saved step"
 # Their messages say all; any other error is told by its name too.
 SAID = ("ParamsError", "ValueError", "OSError", "FileNotFoundError", "RuntimeError", "AssertionError")
 # A kernel ends with this process, at once; its warning of plain TCP, which never leaves this machine, is left out.
@@ -48,12 +50,7 @@ def main() -> int:
     os.environ.update(JUPYTER_PREFER_ENV_PATH="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     for name in ("JUPYTER_PATH", "MPLBACKEND"):
         os.environ.pop(name, None)
-    try:
-        return execute(args.notebook, args.study, args.seed, args.values)
-    except (ParamsError, ValueError, OSError) as error:
-        return fail(args.notebook, str(error))
-    except KeyboardInterrupt:
-        return fail(args.notebook, "stopped; the same command goes on from the last saved step")
+    return run_command(args.notebook, lambda: execute(args.notebook, args.study, args.seed, args.values), GOES_ON)
 
 
 def told(name: str, given: Sequence[str], declared: dict[str, str]) -> dict[str, Any]:
@@ -94,7 +91,8 @@ def alike(value: Any, default: Any) -> bool:
     return type(value) is type(default) and not (isinstance(value, int) and value < 0)
 
 
-def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
+def execute(name: str, study: str, seed: int, given: Sequence[str]) -> None:
+    """Execute a notebook and keep the copy; ValueError or OSError says what was wrong and the way out."""
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -118,8 +116,7 @@ def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
         branch(run)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        (output.parent / f".{os.getpid()}").touch()
-        (output.parent / f".{os.getpid()}").unlink()
+        tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise OSError(
             f"{output.parent}: cannot be written ({error.strerror}); make the run's folder writable"
@@ -134,26 +131,18 @@ def execute(name: str, study: str, seed: int, given: Sequence[str]) -> int:
             log_output=True, coalesce_streams=True, autosave_cell_every=10, extra_arguments=[*KERNEL],
         )  # fmt: skip
     except OSError as error:
-        return fail(name, f"{output}: cannot be written ({error.strerror or error}); free some space, the same command "
-                    "goes on from the last saved step")  # fmt: skip
+        raise OSError(f"{output}: cannot be written ({error.strerror or error}); free some space, {GOES_ON}") from None
     except PapermillExecutionError as error:
         said = error.evalue if error.ename in SAID and error.evalue else f"{error.ename}: {error.evalue}"
-        return fail(name, f"{said}\n  (with the code around it: {output})")
+        raise ValueError(f"{said}\n  (with the code around it: {output})") from None
     except RuntimeError:  # of a kernel that is gone, at its start or later
-        return fail(name, f"its kernel was killed, perhaps because memory ran out; the same command goes on from the last "
-                    f"saved step (what was done is in {output})")  # fmt: skip
+        raise ChildProcessError(f"its kernel was killed, perhaps because memory ran out; {GOES_ON} (what was done is "
+                                f"in {output})") from None  # fmt: skip
     record = run.path("records", f"{name}.json")
     if not record.is_file() or record.stat().st_mtime < started - 1:
-        return fail(name, f"the notebook ended without its record {record}: its kernel was stopped; see {output}")
+        raise OSError(f"the notebook ended without its record {record}: its kernel was stopped; see {output}")
     write_bytes(output, nbformat.writes(clean(nbformat.read(output, 4))).encode())
     print(f"[{study} {seed}] {name}: {time.time() - started:.0f} s", flush=True)
-    return 0
-
-
-def fail(name: str, message: str) -> int:
-    message = re.sub(r"^\[Errno \d+\] ", "", message)
-    print(f"\n{name}: {message}\n", file=sys.stderr, flush=True)
-    return 1
 
 
 def show_progress(prefix: str) -> None:

@@ -1,5 +1,4 @@
 import os
-import pickle
 import select
 import shutil
 import subprocess
@@ -74,11 +73,11 @@ def test_scored_images_keep_sizes_of_their_own(folder_params, street_folder, tmp
     assert val.sizes == [(64, 128), (64, 40), (128, 256)] and val.images.shape == (3, 64, 128, 3)
     portrait = Image.open(street_folder / "val" / "seq_1.png").resize((128, 64), Image.Resampling.BICUBIC)
     assert np.array_equal(val.images[1], np.asarray(portrait))
-    for labels in (val.labels, pickle.loads(pickle.dumps(val.labels)), val.of([0, 1, 2]).labels):
+    for labels in (val.labels, val.of([0, 1, 2]).labels):
         assert isinstance(labels, datasets.LabelMaps) and len(labels) == 3
         for found, expected in zip(labels, maps, strict=True):
             assert found.dtype == np.uint8 and np.array_equal(found, expected)
-    assert isinstance(val.labels.values, np.memmap) and len(pickle.dumps(val.labels)) < 1000
+    assert all(isinstance(each, np.memmap) for each in val.labels)
     some = val.of([2, 0])
     assert np.array_equal(some.labels[0], maps[2]) and np.array_equal(some.labels[-1], maps[0])
     assert np.array_equal(val.labels[1:][0], maps[1])
@@ -283,9 +282,9 @@ def test_two_processes_that_start_at_once_make_each_part_once(smoke_params, tmp_
 
 
 POOL = """
-from b2ma_core.data import conversion
+from b2ma_core.processes import in_parallel
 if __name__ == "__main__":
-    for number in conversion._in_parallel(eval, ["__import__('os').getpid()"] * 64, 2, "x"):
+    for number in in_parallel(eval, ["__import__('os').getpid()"] * 64, 2, "x"):
         print(number, flush=True)
         input()
 """

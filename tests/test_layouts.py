@@ -10,7 +10,7 @@ import yaml
 from conftest import Project, photo
 from PIL import Image
 
-from b2ma_core import minicity
+from b2ma_core import minicity, processes
 from b2ma_core.data import conversion, datasets, layouts
 from b2ma_core.files import read_label_map, read_picture
 from b2ma_core.labels import CITYSCAPES, label_map, label_space
@@ -328,7 +328,7 @@ def test_aerial_images_are_read_and_larger_ones_named(tmp_path):
 def test_results_come_in_order_and_few_wait():
     taken, given = [], 0
     with ThreadPoolExecutor(2) as pool:
-        for value in layouts.in_order(pool, lambda x: x * x, map(lambda i: taken.append(i) or i, range(50)), 5):
+        for value in processes.in_order(pool, lambda x: x * x, map(lambda i: taken.append(i) or i, range(50)), 5):
             assert value == given**2 and len(taken) <= given + 5
             given += 1
     assert given == 50

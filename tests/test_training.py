@@ -68,7 +68,7 @@ def test_a_network_that_draws_goes_on_after_a_stop_as_if_there_was_none(prepared
             network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Dropout(0.5), torch.nn.Conv2d(8, 1, 1))
             model, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1))
             torch.manual_seed(state)  # what has drawn before in this process
-            batches = Batches(images, None, params, 0, "s", False)
+            batches = Batches(images, images[..., 0], params, 0, "s", False)
             losses = lambda step, images, _: iter([model(images).square().mean()])  # noqa: E731
             return training.fit(fabric, {"m": network}, model, optimizer, losses, batches, tmp_path / folder,
                                 result=network, steps=10, rate=lambda step: 0.1)  # fmt: skip
@@ -148,14 +148,14 @@ def test_loader_processes_get_the_names_of_mapped_files_and_not_their_content(sm
     for ours, theirs in zip(pickle.loads(pickled)[3], plain[3], strict=True):
         assert torch.equal(ours, theirs)
     for part in (mapped[0][3:], mapped[0][::-1], mapped[0][[5, 1]]):  # not the file as it is
-        again = pickle.loads(pickle.dumps(Batches(part, None, smoke_params, 0, "s", False)))
+        again = pickle.loads(pickle.dumps(Batches(part, part[..., 0], smoke_params, 0, "s", False)))
         assert np.array_equal(again.images, part)
 
 
 def test_there_are_no_more_loaders_than_shared_memory_has_room_for(prepared, monkeypatch, capsys):
     images = np.zeros((9, 64, 128, 3), np.uint8)
     params = prepared("x").params.model_copy(update={"workers": 8})
-    batches = Batches(images, None, params, 0, "s", False)
+    batches = Batches(images, images[..., 0], params, 0, "s", False)
     assert batches.workers() == 8
     usage = shutil.disk_usage("/")
     room = 3 * 4 * 64 * 128 * 4  # three batches of four images, four bytes a pixel
@@ -261,8 +261,8 @@ def test_two_processes_share_each_batch(prepared):
     seen = [indices_of(range(4 * step, 4 * step + 4), 24, 0, "stage1") for step in range(3)]
     params = prepared("x").params
     images = np.random.default_rng(0).integers(0, 256, (24, 64, 128, 3), dtype=np.uint8)
-    whole = Batches(images, None, params, 0, "stage1", True)
-    halves = [Batches(images, None, params, 0, "stage1", True, rank, 2) for rank in range(2)]
+    whole = Batches(images, images[..., 0], params, 0, "stage1", True)
+    halves = [Batches(images, images[..., 0], params, 0, "stage1", True, rank, 2) for rank in range(2)]
     for step in range(len(seen)):
         joined = torch.stack([h[step][0] for h in halves], dim=1).flatten(0, 1)
         assert torch.equal(joined, whole[step][0])

@@ -6,22 +6,16 @@ there is opened by :mod:`datasets`.
 """
 
 import errno
-import json
-import multiprocessing
 import os
+import re
 import shutil
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from b2ma_core import minicity
 from b2ma_core.data.datasets import FILES, Data, Part, load, parts
@@ -30,7 +24,6 @@ from b2ma_core.data.layouts import (
     LAYOUTS,
     Item,
     folders,
-    in_order,
     list_files,
     passed_over,
     read_image,
@@ -38,9 +31,9 @@ from b2ma_core.data.layouts import (
     what_is_at,
 )
 from b2ma_core.digests import code_digests, digest, digest_of, stamp
-from b2ma_core.files import PROJECT, only_one, start_npy, whole_folder, write_bytes, write_json
+from b2ma_core.files import PROJECT, only_one, read_json, start_npy, whole_folder, write_bytes, write_json
 from b2ma_core.params import Params, base_study
-from b2ma_core.processes import end_with_parent
+from b2ma_core.processes import in_parallel
 
 LONGEST_NAME = 230  # bytes: file systems take 255, and names of files that are being written are longer
 
@@ -124,7 +117,8 @@ def list_items(part: Part) -> list[Item]:
     if twice:
         raise ValueError(f"{part.name}: {len(twice)} names stand for two images, {', '.join(twice[:3])}: rename one of "
                          "each, labels and predictions go by name")  # fmt: skip
-    odd = [item.name for item in items if len(os.fsencode(item.name)) > LONGEST_NAME or not _is_utf8(item.name)]
+    # \udc80 .. \udcff: how Python says bytes of a name that are no UTF-8
+    odd = [i.name for i in items if len(os.fsencode(i.name)) > LONGEST_NAME or re.search("[\udc80-\udcff]", i.name)]
     if odd:
         raise ValueError(f"{part.name}: {len(odd)} names are no UTF-8 or longer than {LONGEST_NAME} bytes, {odd[0]!r} "
                          "first: rename them (convmv mends names of old archives)")  # fmt: skip
@@ -177,10 +171,6 @@ def _mapped(labels: np.ndarray, part: Part) -> np.ndarray:
     return labels if part.label_map is None else np.array(part.label_map, np.uint8)[labels]
 
 
-def _is_utf8(name: str) -> bool:
-    return not any("\udc80" <= c <= "\udcff" for c in name)  # how Python says bytes of a name that are no UTF-8
-
-
 def _refuse_others(folder: Path) -> None:
     """A part's folder is replaced whole: ValueError if it holds files that were put there by somebody else."""
     others = [p for p in folder.iterdir() if p.name not in FILES and p.name[0] != "."] if folder.is_dir() else []
@@ -198,7 +188,7 @@ def _prepare(part: Part, items: list[Item], folder: Path, workers: int, trained:
         raise ValueError(f"{refused} it has {_no_labels(part)}")
     code = code_digests("data.conversion.prepare", "minicity")
     fingerprint = digest({**asdict(part), "code": code, "files": [_stamp(item) for item in items]})
-    index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").is_file() else {}
+    index = read_json(folder / "index.json", {})
     if index.get("fingerprint") != fingerprint:
         with whole_folder(folder) as target:
             index = {"fingerprint": fingerprint, **_convert(part, items, target, workers, trained)}
@@ -217,7 +207,7 @@ def _convert(part: Part, items: list[Item], folder: Path, workers: int, trained:
         start_npy(images, (len(items), *part.size, 3))
         if not part.native_labels:
             start_npy(labels, (len(items), *part.size))
-        for sample in _in_parallel(partial(_attempt, part=part), known, workers, part.name):
+        for sample in in_parallel(partial(_attempt, part=part), known, workers, part.name):
             if isinstance(sample, str):
                 problems.append(sample)
                 continue
@@ -310,21 +300,6 @@ def _attempt(item: Item, part: Part) -> tuple | str:
     except MemoryError:
         return f"{item.image}: too large for this machine's memory; cut it into tiles"
     return image, labels, size, digest_of(image), None if labels is None else digest_of(labels)
-
-
-def _in_parallel(function: Callable, items: list, workers: int, title: str) -> Iterable:
-    bar = partial(tqdm, total=len(items), desc=title, unit="image", mininterval=5)
-    if workers < 2 or len(items) < 64:
-        yield from bar(map(function, items))
-        return
-    # Fresh processes: a fork of a notebook's kernel would inherit its threads' locks.
-    context, ends = multiprocessing.get_context("spawn"), (signal.SIGKILL, os.getpid())
-    with ProcessPoolExecutor(workers, context, end_with_parent, ends) as pool:
-        try:
-            yield from bar(in_order(pool, function, items, ahead=4 * workers))
-        except BrokenProcessPool:
-            raise OSError(f"{title}: a process that reads images was killed, perhaps for want of memory; take fewer of "
-                          "them (OMP_NUM_THREADS=1)") from None  # fmt: skip
 
 
 def _stamp(item: Item) -> list:

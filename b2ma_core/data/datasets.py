@@ -4,16 +4,14 @@ A *part* is what one role of a study reads: source_train, source_val, target_tra
 target_test. :mod:`conversion` makes it, ``data/<study>/<part>/`` keeps it, and :func:`load` opens it.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
-from b2ma_core import minicity
-from b2ma_core.files import PROJECT
+from b2ma_core.files import PROJECT, read_json
 from b2ma_core.labels import LabelSpace
 from b2ma_core.params import Params, base_study
 
@@ -33,53 +31,20 @@ class Part:
     split: str
     count: int | None
     world_seed: int
-    version: int
     space: LabelSpace  # of its label maps
     label_map: tuple[int, ...] | None  # from the space's train ids to the study's; None: they are the same
     size: list[int]
     native_labels: bool  # scored parts keep their labels' own size
 
 
-class LabelMaps(Sequence):
-    """Label maps that have sizes of their own: ``maps[i]`` is ``(H', W')`` uint8, ``maps[chosen]`` those of a slice or
-    of indices, as LabelMaps.
-
-    Args:
-        values: the pixels of all maps, one map after another; memory-mapped or not.
-        shapes: (height, width) of each.
-        starts: where each begins in ``values``; None: behind the one before.
-    """
-
-    def __init__(self, values: np.ndarray, shapes: Sequence, starts: Sequence[int] | None = None):
-        self.values, self.shapes = values, [tuple(shape) for shape in shapes]
-        ends = accumulate(height * width for height, width in self.shapes)
-        self.starts = [0, *ends][: len(self.shapes)] if starts is None else list(starts)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
+class LabelMaps(list):
+    """Label maps of several sizes: ``maps[i]`` is ``(H', W')`` uint8, ``maps[chosen]`` those of a slice or of indices,
+    as LabelMaps."""
 
     def __getitem__(self, chosen):
         if isinstance(chosen, (int, np.integer)):
-            (height, width), start = self.shapes[chosen], self.starts[chosen]
-            return self.values[start : start + height * width].reshape(height, width)
-        some = np.arange(len(self))[chosen].tolist()
-        return LabelMaps(self.values, [self.shapes[i] for i in some], [self.starts[i] for i in some])
-
-    def __reduce__(self):
-        if isinstance(self.values, np.memmap):  # another process opens the file itself
-            return _open_maps, (self.values.filename, self.shapes, self.starts)
-        return LabelMaps, (self.values, self.shapes, self.starts)
-
-
-def _open_maps(path: str, shapes: Sequence, starts: Sequence[int]) -> LabelMaps:
-    return LabelMaps(np.memmap(path, np.uint8, "r"), shapes, starts)
-
-
-def together(maps: Sequence[np.ndarray]) -> "np.ndarray | LabelMaps":
-    """Maps as one ``(N, H, W)`` array, or as LabelMaps where their sizes differ."""
-    if len({m.shape for m in maps}) == 1:
-        return np.stack(maps)
-    return LabelMaps(np.concatenate([m.ravel() for m in maps]), [m.shape for m in maps])
+            return super().__getitem__(chosen)
+        return LabelMaps(self[i] for i in np.arange(len(self))[chosen])
 
 
 @dataclass(frozen=True)
@@ -124,11 +89,9 @@ class Data:
 
     def of(self, chosen: np.ndarray | Sequence[int]) -> "Data":
         """Some of the images, by index."""
-        lists = {name: [getattr(self, name)[i] for i in chosen] for name in ("names", "splits", "sizes")}
-        return replace(
-            self, **lists, images=self.images[chosen], labels=None if self.labels is None else self.labels[chosen],
-            digests=[self.digests[i] for i in chosen] if self.digests else [],
-        )  # fmt: skip
+        lists = {name: [getattr(self, name)[i] for i in chosen] for name in ("names", "splits", "sizes", "digests")}
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, **lists, images=self.images[chosen], labels=labels)
 
     def of_split(self, split: str) -> "Data":
         """The images of one split."""
@@ -155,7 +118,6 @@ def parts(params: Params) -> dict[str, Part]:
             split=split,
             count=getattr(params, f"{name}_images"),
             world_seed=params.world_seed if drawn else 0,
-            version=minicity.VERSION if drawn else 0,
             space=params.space_of(side),
             label_map=None if (table := params.label_map(side)) is None else tuple(table.tolist()),
             size=(params.source_image_size if side == "source" else None) or params.image_size,
@@ -173,7 +135,7 @@ def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | Non
     if name not in parts(params):
         return None
     folder = data / base_study(params.study) / name
-    index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").is_file() else {}
+    index = read_json(folder / "index.json", {})
     if "digests" not in index:
         raise FileNotFoundError(
             f"{folder} is missing or of an older version: run the notebook 00_data first "
@@ -183,9 +145,12 @@ def load(params: Params, name: str, data: Path = PROJECT / "data") -> Data | Non
     if (folder / "labels.npy").is_file():
         labels = np.load(folder / "labels.npy", mmap_mode="r")
     elif (folder / "labels.bin").is_file():
-        labels = LabelMaps(np.memmap(folder / "labels.bin", np.uint8, "r"), index["label_sizes"])
-        if len(set(labels.shapes)) == 1:
-            labels = labels.values.reshape(-1, *labels.shapes[0])
+        pixels, shapes = np.memmap(folder / "labels.bin", np.uint8, "r"), index["label_sizes"]
+        if all(shape == shapes[0] for shape in shapes):
+            labels = pixels.reshape(-1, *shapes[0])
+        else:
+            each = np.split(pixels, np.cumsum(np.prod(shapes, axis=1))[:-1])
+            labels = LabelMaps(flat.reshape(shape) for flat, shape in zip(each, shapes, strict=True))
     return Data(
         name=name,
         names=index["names"],

@@ -6,11 +6,10 @@ A study converts label ids to train ids as it reads. Whoever wants files of trai
 
 import argparse
 import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +75,9 @@ def list_files(dataset: str, root: Path, split: str, sequences: Sequence[str] | 
         ValueError: if a list is no text, is empty, or names an image twice.
     """
     folder, annotated = folders(dataset, root, split)
-    images = _images(folder, dataset)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}. Expected: {LAYOUTS[dataset]}; {what_is_at(folder)}")
+    images = _files(folder, dataset)
     if dataset in ("gta5", "synthia") and split != "all":
         images = _listed(root / f"{split}.txt", images, dataset)
     images = [p for p in images if p.name.startswith(tuple(sequences or [""]))]
@@ -114,12 +115,10 @@ def read_image(path: str) -> Image.Image:
     taken.
 
     Raises:
-        ValueError: naming a file that is missing, broken, or uses so few of its 16 bits that 8 would show nothing.
+        FileNotFoundError, ValueError: naming a file that is missing, broken, or uses so few of its 16 bits that 8 would
+            show nothing.
     """
-    try:
-        picture = read_picture(path)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from None
+    picture = read_picture(path)
     if picture.mode == "F" or (picture.mode == "I" and picture.getextrema()[1] > 65535):
         raise ValueError(f"{path}: is no 8-bit or 16-bit image ({picture.mode!r}): save it with 8 bits a channel")
     deep = picture.mode.startswith("I") or (picture.format == "PNG" and png_header(path)[0] == 16)
@@ -144,9 +143,9 @@ def read_train_ids(path: str, dataset: str, space: LabelSpace) -> np.ndarray:
     Raises:
         ValueError: naming the file that is missing, broken, has other channels, or ids that the layout does not know.
     """
-    if dataset == "synthia":
-        return _synthia(path)
     try:
+        if dataset == "synthia":
+            return _synthia(path)
         labels = read_label_map(path)
     except FileNotFoundError as error:
         raise ValueError(f"{error}; each image needs its labels, or none of them has any") from None
@@ -176,10 +175,7 @@ def _synthia(path: str) -> np.ndarray:
     try:
         planes = decode_image(read_file(path), ImageReadMode.UNCHANGED).numpy()  # Pillow cuts 16-bit RGB to 8
     except RuntimeError as error:
-        try:
-            read_picture(path)  # says what is wrong with the file
-        except FileNotFoundError as missing:
-            raise ValueError(f"{missing}; each image needs its labels, or none of them has any") from None
+        read_picture(path)  # says what is wrong with the file
         raise ValueError(f"{path}: cannot be read as a picture ({str(error)[:100]}); fetch it again") from None
     ids = planes[0].astype(np.int64)
     if planes.dtype != np.uint16 or ids.max() > 22:
@@ -207,12 +203,6 @@ def _files(folder: Path, dataset: str) -> list[Path]:
     return [p for p in _entries(folder, dataset) if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()]
 
 
-def _images(folder: Path, dataset: str) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}. Expected: {LAYOUTS[dataset]}; {what_is_at(folder)}")
-    return _files(folder, dataset)
-
-
 def _listed(path: Path, images: list[Path], dataset: str) -> list[Path]:
     if not path.is_file():
         raise FileNotFoundError(f"no list {path}. Expected: {LAYOUTS[dataset]}")
@@ -236,17 +226,6 @@ def _listed(path: Path, images: list[Path], dataset: str) -> list[Path]:
     return [known[name] for name in chosen]
 
 
-def in_order(pool: Executor, function: Callable, items: Iterable, ahead: int) -> Iterator:
-    """The results of ``pool.map``, of which never more than ``ahead`` wait for who takes them."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def convert(dataset: str, root: Path, split: str, out: Path) -> int:
     """Write ``<out>/<image name>.png`` of train ids for every labelled image of a split; those there already stay.
 
@@ -264,13 +243,12 @@ def convert(dataset: str, root: Path, split: str, out: Path) -> int:
         )
     space = CAMVID if dataset == "camvid" else CITYSCAPES
     todo = [item for item in items if not (out / f"{item.name}.png").is_file()]
+
+    def write(item: Item) -> None:
+        write_png(out / f"{item.name}.png", read_train_ids(item.labels, dataset, space))
+
     with ThreadPoolExecutor() as pool:  # decoding leaves Python alone
-        for item, train_ids in zip(
-            tqdm(todo, desc=split, unit="map", mininterval=5),
-            in_order(pool, partial(read_train_ids, dataset=dataset, space=space), (item.labels for item in todo), 32),
-            strict=True,
-        ):
-            write_png(out / f"{item.name}.png", train_ids)
+        list(tqdm(pool.map(write, todo), total=len(todo), desc=split, unit="map", mininterval=5))
     return len(items)
 
 
@@ -281,11 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", required=True, help="as the layout says; gta5 and synthia: 'all' or a list's name")
     parser.add_argument("--out", type=Path, required=True, help="folder for the PNGs")
     args = parser.parse_args(arguments)
-
-    def command() -> None:
-        print(convert(args.dataset, args.root, args.split, args.out), "maps of train ids in", args.out)
-
-    return run_command("layouts", command)
+    work = (args.dataset, args.root, args.split, args.out)
+    return run_command("layouts", lambda: print(convert(*work), "maps of train ids in", args.out))
 
 
 if __name__ == "__main__":

@@ -13,26 +13,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from b2ma_core.files import write_bytes
-from b2ma_core.models.deeplab_v2 import DeepLabV2, from_torchvision, resnet101_state
+from b2ma_core.models.deeplab_v2 import DeepLabV2
 from b2ma_core.models.networks import DeepLabMobileNetV2, DeepLabSmall
 
 # How the names of a classifier's parameters begin: it has a learning rate of its own.
 CLASSIFIERS = ("head.", "layer5.", "classifier.")
 
 
-def _deeplab_v2(num_classes: int, imagenet: bool, branches: int) -> DeepLabV2:
-    model = DeepLabV2(num_classes, branches)
-    if imagenet:
-        model.load_state_dict(from_torchvision(resnet101_state()), strict=False)
-    return model
-
-
-# Name -> (classes, whether with ImageNet weights) -> network; and the weights that torchvision has for its backbone.
+# Name -> network, by the number of classes; and the weights that torchvision has for its backbone (imagenet=True).
 MODELS = {
-    "deeplab_small": (lambda classes, imagenet: DeepLabSmall(classes), None),
+    "deeplab_small": (DeepLabSmall, None),
     "deeplab_mobilenet_v2": (DeepLabMobileNetV2, tv.MobileNet_V2_Weights.IMAGENET1K_V1),
-    "deeplabv2_resnet101": (partial(_deeplab_v2, branches=2), tv.ResNet101_Weights.IMAGENET1K_V1),
-    "deeplabv2_resnet101_full": (partial(_deeplab_v2, branches=4), tv.ResNet101_Weights.IMAGENET1K_V1),
+    "deeplabv2_resnet101": (partial(DeepLabV2, branches=2), tv.ResNet101_Weights.IMAGENET1K_V1),
+    "deeplabv2_resnet101_full": (partial(DeepLabV2, branches=4), tv.ResNet101_Weights.IMAGENET1K_V1),
 }
 
 # What public checkpoints keep their weights under, the first that is there counts.
@@ -64,7 +57,7 @@ def build_model(name: str, num_classes: int, weights: str | Path | None = None) 
     if imagenet and pretrained is None:
         raise ValueError(f"{name} has no ImageNet weights here: set the weights to a file, or start from scratch")
     try:
-        model = network(num_classes, imagenet)
+        model = network(num_classes, imagenet=True) if imagenet else network(num_classes)
     except Exception as error:  # a broken file has as many errors as it has readers
         if not imagenet:
             raise
@@ -90,8 +83,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Reads safetensors and torch files, plain or inside ``{"state_dict": ...}`` (or ``model_state_dict`` and the like),
     with the prefixes of public checkpoints: ``module.``, ``Scale.``, ``net.``, ``model.``, ``student.``, ``teacher.``,
     ``ema.``, torch.compile's ``_orig_mod.``. A file with both student and teacher is refused: which one is meant is
-    not in it. Of a multi-level DeepLabV2 (layer5 on layer3,
-    layer6 on layer4) layer6 becomes the classifier.
+    not in it. Of a multi-level DeepLabV2 (layer5 on layer3, layer6 on layer4) layer6 becomes the classifier.
 
     Args:
         model: the network; unchanged if the file does not fit.
@@ -179,11 +171,8 @@ def _match_names(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict
     if isinstance(model, DeepLabV2):
         first = renamed.get("layer5.conv2d_list.0.weight")
         multi_level = first is not None and first.shape[1] != 2048
-        heads = {k: v for k, v in renamed.items() if k.startswith("layer6.")}
-        left_out = ("layer5.", "layer6.") if multi_level else ("layer6.",)
-        renamed = {k: v for k, v in renamed.items() if not k.startswith(left_out)}
-        if multi_level:
-            renamed |= {k.replace("layer6.", "layer5."): v for k, v in heads.items()}
+        classifier, other = ("layer6.", "layer5.") if multi_level else ("layer5.", "layer6.")
+        renamed = {k.replace(classifier, "layer5."): v for k, v in renamed.items() if not k.startswith(other)}
     return renamed
 
 

@@ -59,11 +59,12 @@ class DeepLabV2(nn.Module):
     Args:
         num_classes: number of classes.
         branches: 2 for the public checkpoints, 4 for the classifier as the paper describes it.
+        imagenet: begin with torchvision's weights, from its cache (TORCH_HOME) or downloaded once.
 
     Source: Chen et al., DeepLab (PAMI 2018); Tsai et al., AdaptSegNet (CVPR 2018) for names and input.
     """
 
-    def __init__(self, num_classes: int, branches: int):
+    def __init__(self, num_classes: int, branches: int, imagenet: bool = False):
         super().__init__()
         self.register_buffer("bgr_mean", torch.tensor(CAFFE_BGR_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
@@ -80,17 +81,15 @@ class DeepLabV2(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):  # scale and shift stay as they were, as published
                 module.requires_grad_(False)
+        if imagenet:
+            state = ResNet101_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+            self.load_state_dict(from_torchvision(state), strict=False)
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.flip(1) * 255 - self.bgr_mean
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         x = self.layer5(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         return F.interpolate(x, images.shape[-2:], mode="bilinear", align_corners=True)
-
-
-def resnet101_state() -> dict[str, Tensor]:
-    """torchvision's ImageNet weights of ResNet-101, from its cache (TORCH_HOME) or downloaded once."""
-    return ResNet101_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
 
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:

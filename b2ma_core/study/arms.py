@@ -5,7 +5,6 @@ read: the same box, the same labels, the same stage 1, so that a difference is t
 that has changed since is made again.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -15,12 +14,12 @@ from pathlib import Path
 
 from b2ma_core.data.datasets import FILES, PARTS
 from b2ma_core.files import PROJECT
-from b2ma_core.params import base_study, check_params, load_params, study_file, unlike
+from b2ma_core.params import base_study, load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.inputs import made_from, trainings_of
 from b2ma_core.study.pipeline import EVALUATION, PIPELINE, STAGES, stage_named
 from b2ma_core.study.provenance import accept, changes, check, kept
-from b2ma_core.study.records import Run
+from b2ma_core.study.records import Run, stored_run
 
 
 def first_stage(names: Iterable[str]) -> str:
@@ -94,10 +93,9 @@ def _share(source: Path, target: Path) -> None:
     the other. What differs in the target gives way."""
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
     wanted = {path.relative_to(source): path for path in files if path.name != ".lock"}
-    if target.is_dir():
-        for path in [p for p in target.rglob("*") if p.is_file()]:
-            if path.relative_to(target) not in wanted:
-                path.unlink()
+    for path in [*target.rglob("*")]:
+        if path.is_file() and path.relative_to(target) not in wanted:
+            path.unlink()
     for relative, path in wanted.items():
         link = target / relative
         if link.exists() and link.samefile(path):
@@ -113,10 +111,7 @@ def main(what: str, study: str, notebook: str = "") -> None:
     study_file(study)
     runs = sorted([*PROJECT.glob(f"runs/{study}/*"), *PROJECT.glob(f"runs/{study}+*/*")])
     if what == "accept":
-        opened = [
-            Run(check_params(json.loads(file.read_text()), str(file)), int(file.parent.name), file.parents[2])
-            for file in (run / "params.json" for run in runs) if file.is_file()
-        ]  # fmt: skip
+        opened = [stored_run(run) for run in runs if (run / "params.json").is_file()]
         print(*[line for run in opened for line in accept(run)] or [f"runs/{study}: nothing to accept"], sep="\n")
         return
     if what != "clean" or notebook not in STAGES:

@@ -4,7 +4,6 @@ With test-time augmentation the box answers several views of an image, its queri
 images as they are, the *votes* what the weighted majority of all answers says, see :mod:`b2ma_core.queries`.
 """
 
-import json
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
 from b2ma_core.data.datasets import PARTS, Data
-from b2ma_core.files import PROJECT, write_bytes, write_json, write_png
+from b2ma_core.files import PROJECT, read_json, write_bytes, write_json, write_png
 from b2ma_core.params import Params, base_study
 from b2ma_core.queries import VIEWS, steadiness, view_size, views, weighted_majority_vote
 from b2ma_core.study.inputs import MARK, answered
@@ -150,7 +149,7 @@ def _forget_stale(run: Run, data: Data) -> dict[str, list[float]]:
     gone; the steadiness of the others. ``labels/<part>.json`` says what each is made from; it is written before the
     first answer."""
     index, now = run.path("labels", f"{data.name}.json"), answered(run, data.name, data.names)
-    then, steady = json.loads(index.read_text()) if index.is_file() else {}, read_steadiness(run, data.name)
+    then, steady = read_json(index, {}), read_steadiness(run, data.name)
     if then == now:
         return steady
     for suffix in _SUFFIXES:

@@ -6,7 +6,8 @@ Nothing random has a memory here, so that the step's number is all of the sample
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def indices_of(numbers: range, images: int, seed: int, stage: str) -> list[int]:
     return chosen
 
 
+@dataclass(eq=False)
 class Batches(Dataset):
     """A stage's batches by step: ``batches[step]`` is ``(N, 3, h, w)`` uint8 images and ``(N, h, w)`` uint8 train ids.
 
@@ -48,7 +50,7 @@ class Batches(Dataset):
 
     Args:
         images: ``(M, H, W, 3)`` uint8.
-        labels: ``(M, H, W)`` uint8 train ids; None for images alone (the labels are then all ignored).
+        labels: ``(M, H, W)`` uint8 train ids.
         params: crop and scale.
         seed: the run's.
         stage: name that keeps the draws of stages apart.
@@ -59,22 +61,19 @@ class Batches(Dataset):
         scale: lowest and highest enlargement of a view; None: the parameters' ``random_scale``.
     """
 
-    def __init__(
-        self,
-        images,
-        labels,
-        params: Params,
-        seed: int,
-        stage: str,
-        augment: bool,
-        rank=0,
-        ranks=1,
-        size=None,
-        scale=None,
-    ):
-        self.images, self.labels, self.params, self.augment = images, labels, params, augment
-        self.size, self.scale = size or params.batch_size, tuple(scale or params.random_scale)
-        self.seed, self.stage, self.rank, self.ranks = seed, stage, rank, ranks
+    images: np.ndarray
+    labels: np.ndarray
+    params: Params
+    seed: int
+    stage: str
+    augment: bool
+    rank: int = 0
+    ranks: int = 1
+    size: int | None = None
+    scale: Sequence[float] | None = None
+
+    def __post_init__(self):
+        self.size, self.scale = self.size or self.params.batch_size, tuple(self.scale or self.params.random_scale)
 
     def numbers(self, step: int) -> range:
         """The numbers, over the whole training, of the images that this process sees in a step."""
@@ -91,9 +90,7 @@ class Batches(Dataset):
         numbers, samples = self.numbers(step), []
         for number, index in zip(numbers, indices_of(numbers, len(self.images), self.seed, self.stage), strict=True):
             image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
-            labels = torch.full(image.shape[1:], 255, dtype=torch.uint8)
-            if self.labels is not None:
-                labels = torch.from_numpy(np.array(self.labels[index]))
+            labels = torch.from_numpy(np.array(self.labels[index]))
             if self.augment:
                 generator = generator_for(self.seed, f"{self.stage} view", number)
                 size = tuple(self.params.crop or self.images.shape[1:3])
@@ -111,16 +108,13 @@ class Batches(Dataset):
             worker_init_fn=partial(_ends_with, os.getpid()),
         ))  # fmt: skip
 
-    def workers(self, processes: int = 1, shared: Path = Path("/dev/shm")) -> int:
+    def workers(self, processes: int = 1) -> int:
         """How many loader processes there is shared memory for, at most as many as the parameters say.
 
         Loaders hand batches over in shared memory; where it is full they would wait for ever. Each has two batches
-        ready, and one more is in use or in the making.
-
-        Args:
-            processes: trainings on this machine that load as much as this one.
-            shared: where the system keeps shared memory; elsewhere than on Linux it has no such limit.
+        ready, and one more is in use or in the making. ``processes``: trainings on this machine that load as much.
         """
+        shared = Path("/dev/shm")  # elsewhere than on Linux there is no such limit
         if not shared.is_dir() or not self.params.workers:
             return self.params.workers
         height, width = self.params.crop or self.images.shape[1:3]
@@ -128,7 +122,7 @@ class Batches(Dataset):
         return min(self.params.workers, shutil.disk_usage(shared).free // (processes * each))
 
 
-def _by_file(array: np.ndarray | None) -> np.ndarray | Path | None:
+def _by_file(array: np.ndarray) -> np.ndarray | Path:
     """The file that an array is memory-mapped from, if it is the whole file; else the array."""
     if getattr(array, "filename", None) is None:  # a copy has none, a part has its whole's
         return array

@@ -75,8 +75,7 @@ def check_writable(folder: Path, whose: str) -> None:
 
 def check_records(runs: str, study: str, seeds: list[int]) -> None:
     """ValueError unless every seed of a study has been evaluated, by the records in a folder of runs."""
-    there = sorted((PROJECT / runs / study).glob(f"*/records/{STAGES[6]}.json"))
-    found = sorted(int(path.parts[-3]) for path in there)
+    found = sorted(int(path.parts[-3]) for path in (PROJECT / runs / study).glob(f"*/records/{STAGES[6]}.json"))
     missing = [seed for seed in seeds if seed not in found]
     if missing:
         names = " ".join(map(str, found))

@@ -1,15 +1,14 @@
 """What a stage is made from: the parameters that it reads, its code, and the content of what it reads, by digests."""
 
-import json
 import os
 from functools import cache
 from pathlib import Path
 
 from b2ma_core.data.datasets import PARTS
 from b2ma_core.digests import code_digests, digest, file_digest
-from b2ma_core.files import PROJECT
+from b2ma_core.files import PROJECT, read_json
 from b2ma_core.params import NO_EFFECT_ON_RESULTS, Params, base_study
-from b2ma_core.study.pipeline import Stage, stage_named
+from b2ma_core.study.pipeline import Stage, stage_named, trainings
 
 IMAGENET_FILES = {  # torchvision's names in its cache; a test holds them together
     "deeplab_mobilenet_v2": "mobilenet_v2-b0353104.pth",
@@ -67,7 +66,8 @@ def _inputs(run, name: str, stage: Stage) -> dict[str, str | None]:
     if stage.is_training:
         found["curve"] = digest([data_digest(params, stage.scored_on, k) for k in ("digests", "label_digests")])
     if stage.start:
-        found["first weights"] = _first_weights(run, stage)
+        white_box = params.init == "source" and stage.name == "stage1"  # scratch: no such file, nothing to tell
+        found["first weights"] = content(run, "source") if white_box else file_digest(weights_file(params, stage))
     if stage.name == "labels":
         found["source"] = content(run, "source") if params.box == "model" else None
         files = delivered(params) if params.box == "folder" else None
@@ -114,7 +114,7 @@ def _index(params: Params, part: str) -> dict | None:
 
 @cache
 def _read(path: Path, _: int) -> dict:
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def content(run, name: str, parts: tuple[str, ...] = PARTS) -> str | None:
@@ -132,16 +132,7 @@ def content(run, name: str, parts: tuple[str, ...] = PARTS) -> str | None:
         return digest([[f.parent.name, f.name, file_digest(f)] for f in files]) if files else None
     if name == "patches":
         return file_digest(run.path("patches", "index.json"))
-    return file_digest(run.path(*name.split("/"), f"{'source' if name == 'source' else 'student'}.safetensors"))
-
-
-def _first_weights(run, stage: Stage) -> str | None:
-    start = getattr(run.params, stage.start)
-    if start == "scratch" or (start == "source" and stage.name == "oracle"):
-        return None
-    if start == "source":
-        return content(run, "source")
-    return file_digest(weights_file(run.params, stage))
+    return file_digest(run.path(name, f"{'source' if name == 'source' else 'student'}.safetensors"))
 
 
 def weights_file(params: Params, stage: Stage) -> Path:
@@ -174,5 +165,5 @@ def answered(run, part: str, names: list[str]) -> dict[str, str]:
 
 def trainings_of(run) -> list[str]:
     """The trainings that a run has finished, or has saved a step of, in order."""
-    names = ["source", "stage1", *(f"stage2/round-{n}" for n in range(1, run.params.rounds + 1)), "oracle"]
+    names = ["source", *trainings(run.params).values()]
     return [n for n in names if any((run.path(n) / f).is_file() for f in ("history.json", "progress.pt"))]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from b2ma_core.files import write_bytes
+from b2ma_core.files import read_json, write_bytes
 from b2ma_core.hard_patches import HardPatch, Patches, cut_patches, draw_patches, holders, rare_classes, rarely_seen
 from b2ma_core.params import Params
 from b2ma_core.study.batches import to_device
@@ -35,7 +35,7 @@ def write_patches(run: Run, patches: Sequence[HardPatch]) -> None:
 def read_patches(run: Run) -> list[HardPatch]:
     """Read the index; FileNotFoundError names the notebook that comes first."""
     run.require("04_hard_patches")
-    entries = json.loads(run.path("patches", "index.json").read_text())
+    entries = read_json(run.path("patches", "index.json"))
     return [HardPatch(image, row, column, tuple(classes)) for image, row, column, classes in entries]
 
 
@@ -52,9 +52,8 @@ def hard_batch(
     none."""
     if not groups:
         return None
-    if not params.paste_patches:
-        patches = cut_patches(images, labels, draw_patches(groups, params.hard_patch_batch, generator), params.grid)
-    else:
-        drawn = draw_patches(groups, min(params.hard_patch_batch, len(batch)), generator)
-        patches = cut_patches(images, labels, drawn, params.grid, tuple(batch.shape[-2:]))
+    count, size = params.hard_patch_batch, None
+    if params.paste_patches:
+        count, size = min(count, len(batch)), tuple(batch.shape[-2:])
+    patches = cut_patches(images, labels, draw_patches(groups, count, generator), params.grid, size)
     return Patches(to_device(patches.images, batch.device), patches.train_ids.to(batch.device).long(), patches.places)

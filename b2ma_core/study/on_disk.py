@@ -1,13 +1,12 @@
 """What tells Snakemake, without reading any picture, that a notebook has to be executed again."""
 
-import json
 import os
 import time
 from functools import cache
 from pathlib import Path
 
 from b2ma_core.digests import code_digests, digest, stamp
-from b2ma_core.files import PROJECT, write_json
+from b2ma_core.files import PROJECT, read_json, write_json
 from b2ma_core.params import NO_EFFECT_ON_RESULTS
 from b2ma_core.study.inputs import classes_of, params_of, weights_file
 from b2ma_core.study.pipeline import stages_of
@@ -26,8 +25,8 @@ def on_disk(run, notebook: str) -> dict:
         values = {k: v for k, v in values.items() if any(stage.read(k) for stage in stages)}
     outside = {"00_data": (params.source_root, params.target_root), "02_pseudo_labels": (params.box_root,)}
     paths = [PROJECT / root for root in outside.get(notebook, ()) if root]
-    paths += [weights_file(params, stage) for stage in stages if stage.start]
-    files = [_stamps(path) for path in paths if path.exists()]
+    weights = [weights_file(params, stage) for stage in stages if stage.start]
+    files = [_stamps(p) for p in (*filter(Path.exists, paths), *filter(Path.is_file, weights))]
     code = code_digests(*(entry for stage in stages for entry in stage.code))
     return {"params": values, "classes": classes_of(params), "code": code, "files": files}
 
@@ -36,11 +35,10 @@ def look_at_disk(run, notebook: str) -> None:
     """Write ``on_disk/<notebook>.json``, an input of the notebook's rule, if it has to be executed again: if what
     :func:`on_disk` tells has changed, or the record says that it was made by other code or with other parameters."""
     path, record = (run.path(folder, f"{notebook}.json") for folder in ("on_disk", "records"))
-    before = json.loads(record.read_text()).get("made_from", {}) if record.is_file() else {}
+    before, stored = read_json(record, {}).get("made_from", {}), read_json(path, {})
     stage, now = stages_of(notebook)[-1], on_disk(run, notebook)
     made = {"params": params_of(run.params, stage.name), "code": code_digests(*stage.code)}
     other = any(before.get(key, value) != value for key, value in made.items())
-    stored = json.loads(path.read_text()) if path.is_file() else {}
     if other:
         write_json(path, {**now, "again": time.time()})  # other bytes: Snakemake passes over a file of the same ones
     elif {key: stored.get(key) for key in now} != now:

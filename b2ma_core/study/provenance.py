@@ -3,19 +3,19 @@
 of other data or of other parameters.
 """
 
-import json
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 
 from b2ma_core.digests import code_digests
-from b2ma_core.files import PROJECT, write_json
+from b2ma_core.files import PROJECT, read_json, write_json
 from b2ma_core.params import base_study, unlike
+from b2ma_core.processes import cpuinfo
 from b2ma_core.study.inputs import made_from, trainings_of
 from b2ma_core.study.pipeline import EVALUATION, PIPELINE, made_by, stage_named, stages_of
 
@@ -46,10 +46,8 @@ def kept(run, name: str) -> dict | None:
     """What a stage was made from, as it was kept then: beside a training, in the record of any other stage."""
     stage = stage_named(name)
     if stage.is_training:
-        path = run.path(name, MADE_FROM)
-        return json.loads(path.read_text()) if path.is_file() else None
-    path = run.path("records", f"{stage.notebook}.json")
-    return json.loads(path.read_text()).get("made_from") if path.is_file() else None
+        return read_json(run.path(name, MADE_FROM))
+    return read_json(run.path("records", f"{stage.notebook}.json"), {}).get("made_from")
 
 
 def refuse(run, name: str, lines: list[str]) -> None:
@@ -124,7 +122,7 @@ def training(run, name: str, device: Callable[[], dict]) -> Iterator[None]:
     path, begun, finished = folder / PROVENANCE, name in trainings_of(run), (folder / "history.json").is_file()
     before = kept(run, name) if begun else now
     refuse(run, name, changes(before, now))
-    told = json.loads(path.read_text()) if begun and path.is_file() else {"seconds": 0.0, "sessions": []}
+    told = {"seconds": 0.0, "sessions": [], **(read_json(path, {}) if begun else {})}
     if "began" in told:  # it was killed: what it had saved counts
         saved = folder / ("history.json" if finished else "progress.pt")
         told["seconds"] += max(saved.stat().st_mtime - told.pop("began"), 0.0)
@@ -142,8 +140,7 @@ def training(run, name: str, device: Callable[[], dict]) -> Iterator[None]:
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         write_json(path, {**told, "seconds": round(told["seconds"], 1), "finished": when})
     if before["inputs"].get("curve") != now["inputs"].get("curve"):
-        history = json.loads((folder / "history.json").read_text())
-        write_json(folder / "history.json", {**history, "miou": []})
+        write_json(folder / "history.json", {**read_json(folder / "history.json"), "miou": []})
         write_json(folder / MADE_FROM, now)
 
 
@@ -158,7 +155,7 @@ def trained(run, notebook: str) -> dict[str, dict]:
         if path.is_file() and notebook in (stage_named(name).notebook, EVALUATION):
             made = kept(run, name)
             then = {"then": made["then"]} if "then" in made else {}  # see accept
-            found[name] = {"code": made["code"], **then, **json.loads(path.read_text())}
+            found[name] = {"code": made["code"], **then, **read_json(path)}
     return found
 
 
@@ -178,9 +175,5 @@ def environment() -> dict[str, str | bool | None]:
 
 def processor() -> str:
     """The processor's name as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    named = re.search(r"^model name\s*: *(.*\S)", cpuinfo(), re.M)
+    return named[1] if named else platform.processor() or platform.machine()

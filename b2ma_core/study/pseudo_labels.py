@@ -4,7 +4,6 @@
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,16 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from b2ma_core.data.datasets import Data, LabelMaps, together
-from b2ma_core.files import read_label_map, start_npy, whole_file
+from b2ma_core.data.datasets import Data, LabelMaps
+from b2ma_core.files import read_json, read_label_map, start_npy, whole_file
 from b2ma_core.study.records import Run
 
 
 def voted(run: Run, data: Data) -> bool:
     """Whether a part has the answers to several views."""
-    if run.params.box == "folder":  # 02 has seen how many there are
-        return run.path("labels", f"{data.name}_votes").is_dir()
-    return run.params.box_queries > 1
+    return run.path("labels", f"{data.name}_votes").is_dir()
 
 
 def answer_size(data: Data, i: int) -> tuple[int, int]:
@@ -54,8 +51,7 @@ def steadiness_file(run: Run, part: str) -> Path:
 
 def read_steadiness(run: Run, part: str) -> dict[str, list[float]]:
     """Name -> :func:`queries.steadiness` of a part's images whose six views were answered."""
-    file = steadiness_file(run, part)
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(steadiness_file(run, part), {})
 
 
 def part_steadiness(run: Run, part: str = "target_train") -> tuple[float, float] | None:
@@ -109,7 +105,7 @@ def _read(run: Run, data: Data, folder: str, check: Callable) -> np.ndarray | La
     """
     files = [run.path("labels", folder, f"{name}.png") for name in data.names]
     if len({_size(file) for file in files}) > 1:
-        return together(list(_decoded(files, check)))
+        return LabelMaps(_decoded(files, check))
     stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else None for f in files]
     kept = run.path("cache", f"{folder}-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]}.npy")
     if not kept.is_file():

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from b2ma_core.files import PROJECT, write_bytes, write_json
+from b2ma_core.files import PROJECT, read_json, write_bytes, write_json
 from b2ma_core.params import Params, check_params, read_yaml, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study import inputs, provenance
@@ -64,7 +64,7 @@ class Run:
                 now = {**before, "params": inputs.params_of(self.params, name)}
                 provenance.refuse(self, name, provenance.changes(before, now))
         stored, params = self.path("params.json"), self.params.model_dump()
-        if not stored.is_file() or json.loads(stored.read_text()) != params:
+        if read_json(stored) != params:
             write_json(stored, params)
 
     def require(self, *stages: str) -> None:
@@ -89,7 +89,7 @@ class Run:
     def metrics(self, stage: str) -> dict[str, Any]:
         """The metrics that a stage has recorded."""
         self.require(stage)
-        return json.loads(self.path("records", f"{stage}.json").read_text())["metrics"]
+        return read_json(self.path("records", f"{stage}.json"))["metrics"]
 
     def record(self, stage: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Write a stage's record and return it.
@@ -118,11 +118,10 @@ class Run:
             "where": elsewhere or provenance.environment(),
         }
         path, twin = self.path("records", f"{stage}.json"), self.path("records", f".{stage}.json")
-        before = twin.read_bytes() if twin.is_file() else b"{}"  # Snakemake has removed the record itself
         write_json(path, record)
-        then, now = json.loads(before), json.loads(path.read_text())
+        then, now = read_json(twin), read_json(path)  # the twin: Snakemake has removed the record itself
         if then and {**then, "when": None, "where": None} == {**now, "when": None, "where": None}:
-            write_bytes(path, before)
+            write_bytes(path, twin.read_bytes())
             return then
         write_bytes(twin, path.read_bytes())
         return record
@@ -146,6 +145,12 @@ def open_run(study: str, seed: int, runs: Path = PROJECT / "runs", **given: Any)
     run, told = Run(params, seed, runs), check_params(base, where).model_dump()
     run.overridden = {name: told[name] for name in unlike(params.model_dump(), told)}
     return run
+
+
+def stored_run(folder: Path) -> Run:
+    """The run of a folder ``<runs>/<study>/<seed>``, with the parameters that it was claimed with."""
+    path = folder / "params.json"
+    return Run(check_params(read_json(path), str(path)), int(folder.name), folder.parent.parent)
 
 
 def peak_memory() -> dict[str, float]:
@@ -176,7 +181,7 @@ def publish(folder: Path, runs: Path = PROJECT / "runs") -> list[str]:
         first = seed == min((path.name for path in last.parents[2].glob("[0-9]*")), key=int)
         into = folder / study / seed / "records"
         for stage in (EVALUATION,) if "+" in study else STAGES[1:7]:
-            record = json.loads((last.parent / f"{stage}.json").read_text())
+            record = read_json(last.parent / f"{stage}.json")
             sessions = [where for told in record.get("trained", {}).values() for where in told["sessions"]]
             for where in (record["where"], *sessions):
                 where.pop("machine", None)

@@ -6,12 +6,12 @@ notebook, go on after a stop, or be started on several processes:
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +31,18 @@ from b2ma_core.distillation import (
     make_teacher,
     self_distillation_step,
 )
+from b2ma_core.files import read_json
 from b2ma_core.labels import nearest
 from b2ma_core.mixes import mix
 from b2ma_core.models import MODELS, build_model, freeze_batch_norm, load_weights
-from b2ma_core.params import Params, check_params
+from b2ma_core.params import Params
 from b2ma_core.processes import PARENT, end_with_parent, run_command
 from b2ma_core.study.batches import Batches, generator_for
 from b2ma_core.study.mining import hard_batch, patch_groups, read_patches
 from b2ma_core.study.provenance import processor, training
 from b2ma_core.study.pseudo_labels import read_pseudo_labels
-from b2ma_core.study.records import Run
+from b2ma_core.study.records import Run, stored_run
 from b2ma_core.study.training import fit, in_precision, learning_rate, make_fabric, polynomial, score, set_up
-
-
-def num_classes(params: Params) -> int:
-    return params.space.num_classes
 
 
 def train(run: Run, stage: str, *numbers: int) -> dict:
@@ -65,7 +62,7 @@ def train(run: Run, stage: str, *numbers: int) -> dict:
                     f"{stage}: one of its {run.params.devices} processes failed; what it said stands above, in the "
                     "notebook. The same command goes on from the last saved step"
                 )
-    return json.loads(run.path(name, "history.json").read_text())
+    return read_json(run.path(name, "history.json"))
 
 
 def device_of(params: Params) -> dict:
@@ -84,13 +81,12 @@ def new_model(run: Run, which: str, start: str) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(run.seed, f"{which} weights", 0).initial_seed())
-        return build_model(name, num_classes(run.params), None if start == "scratch" else start)
+        return build_model(name, run.params.space.num_classes, None if start == "scratch" else start)
 
 
 def trained_model(run: Run, which: str, *path: str) -> nn.Module:
     """A network with weights of this run, in eval mode."""
-    name = getattr(run.params, f"{which}_network")
-    model = build_model(name, num_classes(run.params))
+    model = build_model(getattr(run.params, f"{which}_network"), run.params.space.num_classes)
     load_weights(model, run.path(*path))
     return model.eval()
 
@@ -98,14 +94,14 @@ def trained_model(run: Run, which: str, *path: str) -> nn.Module:
 def train_source(run: Run) -> dict:
     """The owner's training, on source labels -> ``source/source.safetensors``."""
     params, data = run.params, load(run.params, "source_train")
-    evaluate_on = load(params, "source_val")
-    if data is None:  # weights are used as they are, see Params
-        images, labels = np.empty((0, *params.image_size, 3), np.uint8), None
-    else:
-        images, labels = data.images, data.labels
+    none = np.empty((0, *params.image_size, 3), np.uint8)  # without data, weights are used as they are, see Params
+    images, labels = (none, none[..., 0]) if data is None else (data.images, data.labels)
     return _train_on_labels(
-        run, "source", new_model(run, "source", params.source_start), images, labels, steps=params.source_steps,
-        peak=params.source_learning_rate, jitter=params.source_jitter, evaluate_on=evaluate_on,
+        run, "source", new_model(run, "source", params.source_start), images, labels, load(params, "source_val"),
+        steps=params.source_steps, peak=params.source_learning_rate, warmup=params.source_warmup_steps,
+        optimizer=params.source_optimizer, weight_decay=params.source_weight_decay, backbone_rate=1.0,
+        batch=params.source_batch_size or params.batch_size, scale=(1.0, 1.25),  # an owner enlarges a little
+        jitter=params.source_jitter, noise=0.0, weights=None, smoothing=0.0, average=False, predict_scale=1.0,
     )  # fmt: skip
 
 
@@ -114,8 +110,8 @@ def train_stage1(run: Run) -> dict:
     params, data = run.params, load_to_learn(run.params)
     pseudo_labels = read_pseudo_labels(run, data)
     return _train_on_labels(
-        run, "stage1", stage1_start(run), data.images, pseudo_labels, steps=params.stage1_steps,
-        mixed_by=params.stage1_mix, **_target_recipe(params, pseudo_labels),
+        run, "stage1", stage1_start(run), data.images, pseudo_labels, load(params, "target_val"),
+        steps=params.stage1_steps, mixed_by=params.stage1_mix, **_target_recipe(params, pseudo_labels),
     )  # fmt: skip
 
 
@@ -130,7 +126,7 @@ def stage1_weights(params: Params, pseudo_labels: np.ndarray) -> Tensor | None:
     """``(C,)`` class weights of stage 1; None: all alike."""
     if params.stage1_class_weights == "none":
         return None
-    return class_weights(class_frequencies(pseudo_labels, num_classes(params)))
+    return class_weights(class_frequencies(pseudo_labels, params.space.num_classes))
 
 
 def train_oracle(run: Run) -> dict:
@@ -140,24 +136,26 @@ def train_oracle(run: Run) -> dict:
     params, data = run.params, load(run.params, "target_train")
     start = "scratch" if params.init == "source" else params.init
     return _train_on_labels(
-        run, "oracle", new_model(run, "target", start), data.images, data.labels, steps=params.oracle_steps,
-        **_target_recipe(params, data.labels),
+        run, "oracle", new_model(run, "target", start), data.images, data.labels, load(params, "target_val"),
+        steps=params.oracle_steps, **_target_recipe(params, data.labels),
     )  # fmt: skip
 
 
 def _target_recipe(params: Params, labels: np.ndarray) -> dict:
     """What stage 1 and the oracle share."""
     return {
-        "peak": params.stage1_learning_rate, "jitter": params.target_jitter, "noise": params.target_noise,
-        "weights": stage1_weights(params, labels), "smoothing": params.stage1_label_smoothing,
-        "evaluate_on": load(params, "target_val"),
+        "peak": params.stage1_learning_rate, "warmup": params.warmup_steps,
+        "optimizer": params.target_optimizer, "weight_decay": params.weight_decay,
+        "backbone_rate": params.backbone_rate, "batch": params.batch_size, "scale": params.random_scale,
+        "jitter": params.target_jitter, "noise": params.target_noise, "weights": stage1_weights(params, labels),
+        "smoothing": params.stage1_label_smoothing, "average": params.average_weights,
+        "predict_scale": params.predict_scale,
     }  # fmt: skip
 
 
 def class_shares(params: Params, pseudo_labels: np.ndarray) -> ClassShares:
     """What keeps the teacher's class shares near those of the pseudo labels in stage 2."""
-    frequencies = class_frequencies(pseudo_labels, num_classes(params))
-    return ClassShares(frequencies, params.share_alignment)
+    return ClassShares(class_frequencies(pseudo_labels, params.space.num_classes), params.share_alignment)
 
 
 def self_distillation_of(params: Params, mined: bool) -> SelfDistillation:
@@ -180,8 +178,8 @@ def train_stage2(run: Run, number: int) -> dict:
     """Round ``number`` (1, 2, ..) of self-distillation -> ``stage2/round-<number>/student.safetensors``."""
     params, stage = run.params, f"stage2/round-{number}"
     data = load_to_learn(params)
-    before = ("stage1",) if number == 1 else ("stage2", f"round-{number - 1}")
-    model = trained_model(run, "target", *before, "student.safetensors").train()
+    before = "stage1" if number == 1 else f"stage2/round-{number - 1}"
+    model = trained_model(run, "target", before, "student.safetensors").train()
     labels = read_pseudo_labels(run, data)
     patches = read_patches(run) if params.hard_patch_weight > 0 else []
 
@@ -194,7 +192,8 @@ def train_stage2(run: Run, number: int) -> dict:
     shares = class_shares(params, labels).to(fabric.device)
     recipe, groups = self_distillation_of(params, bool(patches)), patch_groups(params, patches)
     # Every process has the whole batch: an image is mixed with any other, whoever computes it.
-    sharing = Sharing(params.accumulate, fabric.global_rank, fabric.world_size, _total(fabric))
+    total = partial(fabric.all_reduce, reduce_op="sum")
+    sharing = Sharing(params.accumulate, fabric.global_rank, fabric.world_size, total)
     batches = Batches(data.images, labels, params, run.seed, stage, params.stage2_views)
 
     def losses_of(step: int, images: Tensor, train_ids: Tensor):
@@ -210,7 +209,7 @@ def train_stage2(run: Run, number: int) -> dict:
 
     return fit(
         fabric, {"student": model, "teacher": teacher, "shares": shares}, student, optimizer, losses_of, batches,
-        run.path(*stage.split("/")), steps=params.stage2_steps, result=result,
+        run.path(stage), steps=params.stage2_steps, result=result,
         after_step=lambda step: ema_update(teacher, model, step, params.ema_alpha, params.ema_buffers == "average"),
         rate=lambda step: learning_rate(step, params.stage2_steps, params.stage2_learning_rate, params.warmup_steps),
         evaluate=_scorer(run, result, fabric, load(params, "target_val"), params.predict_scale),
@@ -237,50 +236,44 @@ def changed(images: Tensor, numbers: range, seed: int, stage: str, jitter: float
     return images
 
 
-def _train_on_labels(run, stage, model, images, labels, *, steps, peak, jitter, evaluate_on,
-                     noise=0.0, weights=None, smoothing=0.0, mixed_by="none"):  # fmt: skip
+def _train_on_labels(run, stage, model, images, labels, evaluate_on, *, steps, peak, warmup, optimizer, weight_decay,
+                     backbone_rate, batch, scale, jitter, noise, weights, smoothing, average, predict_scale,
+                     mixed_by="none"):  # fmt: skip
     """Source model, stage 1 and oracle are one training; they differ in whose images and labels it sees, and stage 1
     alone may mix."""
-    params = run.params
+    params, kind = run.params, optimizer
     fabric = _launched(params)
-    owners = stage == "source"
-    kind, decay, backbone_rate = params.target_optimizer, params.weight_decay, params.backbone_rate
-    if owners:
-        kind, decay, backbone_rate = params.source_optimizer, params.source_weight_decay, 1.0
-    student, optimizer = set_up(params, fabric, model, kind, decay, backbone_rate)
+    student, optimizer = set_up(params, fabric, model, kind, weight_decay, backbone_rate)
     weights = None if weights is None else weights.to(fabric.device)
-    batch = (params.source_batch_size if owners else None) or params.batch_size
-    mixed = mixed_by != "none"
     # A mix needs the whole batch in every process; else each loads the images that it computes. All have as many parts.
-    rank, ranks = fabric.global_rank, fabric.world_size
-    sharing = Sharing(min(params.accumulate, batch // ranks), *((rank, ranks) if mixed else (0, 1)), _total(fabric))
+    share, whole = (fabric.global_rank, fabric.world_size), (0, 1)
+    loaded, computed = (share, whole) if mixed_by == "none" else (whole, share)
+    parts = min(params.accumulate, batch // fabric.world_size)
+    sharing = Sharing(parts, *computed, partial(fabric.all_reduce, reduce_op="sum"))
+    batches = Batches(images, labels, params, run.seed, stage, True, *loaded, batch, scale)
 
     def losses_of(step: int, images: Tensor, train_ids: Tensor):
         student.train()
-        if mixed:
-            generator = generator_for(run.seed, f"{stage} mix", step)
-            images, train_ids = mix((images, train_ids), train_ids, mixed_by, params.position_beta, generator)
+        generator = generator_for(run.seed, f"{stage} mix", step)
+        images, train_ids = mix((images, train_ids), train_ids, mixed_by, params.position_beta, generator)
         numbers = batches.numbers(step)
         for part in sharing.slices(len(images)):
             images[part] = changed(images[part], numbers[part], run.seed, stage, jitter, noise)
         return cross_domain_step(student, images, train_ids, weights, smoothing, sharing)
 
     def rate(step: int) -> float:
-        warmup = params.source_warmup_steps if owners else params.warmup_steps
         return polynomial(step, steps, peak) if kind == "sgd" else learning_rate(step, steps, peak, warmup)
 
-    batches = Batches(
-        images, labels, params, run.seed, stage, True, *((0, 1) if mixed else (rank, ranks)), batch,
-        (1.0, 1.25) if owners else params.random_scale,  # an owner enlarges a little
-    )  # fmt: skip
-    modules, result, after_step = {"source" if owners else "student": model}, model, lambda step: None
-    if params.average_weights and not owners:
+    def after_step(step: int) -> None:
+        if average:
+            ema_update(result, model, step, params.ema_alpha)
+
+    modules, result = {"source" if stage == "source" else "student": model}, model
+    if average:
         modules["average"] = result = make_teacher(model)
-        after_step = lambda step: ema_update(result, model, step, params.ema_alpha)  # noqa: E731
     return fit(
         fabric, modules, student, optimizer, losses_of, batches, run.path(stage), steps=steps, rate=rate, result=result,
-        after_step=after_step,
-        evaluate=_scorer(run, result, fabric, evaluate_on, 1.0 if owners else params.predict_scale),
+        after_step=after_step, evaluate=_scorer(run, result, fabric, evaluate_on, predict_scale),
     )  # fmt: skip
 
 
@@ -290,10 +283,6 @@ def _launched(params: Params) -> Fabric:
     return fabric
 
 
-def _total(fabric: Fabric) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: fabric.all_reduce(tensor, reduce_op="sum")
-
-
 def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None, scale: float) -> Callable[[], float] | None:
     """mIoU for the curve, on 100 images at most, evenly chosen; the evaluation takes all."""
     if data is None or data.labels is None:
@@ -301,7 +290,7 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None, scale
     shown = data.of(data.evenly(100))
 
     def evaluate() -> float:
-        scores = score(model, fabric, shown, num_classes(run.params), scale)
+        scores = score(model, fabric, shown, run.params.space.num_classes, scale)
         return scores.miou(scores.present())
 
     return evaluate
@@ -311,9 +300,7 @@ TRAININGS = {"source": train_source, "stage1": train_stage1, "stage2": train_sta
 
 
 def main(folder: str, stage: str, *numbers: int | str) -> None:
-    values = json.loads((Path(folder) / "params.json").read_text())
-    run = Run(check_params(values, folder), int(Path(folder).name), Path(folder).parent.parent)
-    TRAININGS[stage](run, *map(int, numbers))
+    TRAININGS[stage](stored_run(Path(folder)), *map(int, numbers))
 
 
 if __name__ == "__main__":

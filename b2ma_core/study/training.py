@@ -8,8 +8,10 @@ order (bilinear upsampling and max pooling backward, for example).
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from b2ma_core.data.datasets import Data
-from b2ma_core.files import only_one, whole_file, write_json
+from b2ma_core.files import only_one, read_json, whole_file, write_json
 from b2ma_core.metrics import ConfusionMatrix
 from b2ma_core.models import CLASSIFIERS, load_weights, save_weights
 from b2ma_core.params import Params
+from b2ma_core.processes import cpuinfo
 from b2ma_core.study.batches import Batches, generator_for, to_device
 
 
@@ -31,12 +34,10 @@ def make_fabric(params: Params, devices: int = 1) -> Fabric:
     are units for it."""
     precision = params.precision
     if precision == "auto":
-        cuda = params.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if cuda
-            else _cpu_has_bf16() and params.accelerator != "mps"
-        )
+        if params.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = params.accelerator != "mps" and re.search(r"\b(avx512|amx)_bf16\b", cpuinfo())
         precision = "bf16-mixed" if fast else "32-true"
     strategy = "auto" if devices == 1 else "ddp"
     return Fabric(accelerator=params.accelerator, devices=devices, strategy=strategy, precision=precision)
@@ -52,14 +53,6 @@ def in_precision(model: nn.Module, fabric: Fabric) -> Callable[[Tensor], Tensor]
     return answer
 
 
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def set_up(params: Params, fabric: Fabric, model: nn.Module, optimizer: str, weight_decay: float, backbone_rate: float):
     """The network as the processes train it, and its optimizer. The weights are those of ``model`` itself."""
     model = model.to(fabric.device, memory_format=torch.channels_last)
@@ -72,12 +65,10 @@ def set_up(params: Params, fabric: Fabric, model: nn.Module, optimizer: str, wei
     if not classifier and (optimizer == "sgd" or backbone_rate != 1):
         raise ValueError(f"no parameter of this network begins with {', '.join(CLASSIFIERS)}: which is its classifier, "
                          "with a rate of its own? Name it so, or add its name to CLASSIFIERS of models/")  # fmt: skip
-    if optimizer == "sgd":
-        groups = [{"params": body, "factor": 1}, {"params": classifier, "factor": 10}]
-        return fabric.setup(model, torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=weight_decay))
-    groups = [{"params": body, "factor": backbone_rate}, {"params": classifier, "factor": 1}]
-    kind = torch.optim.Adam if optimizer == "adam" else torch.optim.AdamW
-    return fabric.setup(model, kind(groups, lr=0.0, weight_decay=weight_decay))
+    factors = (1, 10) if optimizer == "sgd" else (backbone_rate, 1)
+    groups = [{"params": part, "factor": factor} for part, factor in zip((body, classifier), factors, strict=True)]
+    kind = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return fabric.setup(model, kind[optimizer](groups, lr=0.0, weight_decay=weight_decay))
 
 
 def compiled(model: nn.Module, fabric: Fabric, size: Sequence[int]) -> nn.Module:
@@ -145,7 +136,7 @@ def fit(
         name = next(iter(modules))
         if (folder / "history.json").is_file():
             load_weights(result, folder / f"{name}.safetensors")
-            return json.loads((folder / "history.json").read_text())
+            return read_json(folder / "history.json")
         start, history = 0, {"loss": [], "miou": []}
         if progress.is_file():
             start, history = _resume(progress, modules, optimizer)
