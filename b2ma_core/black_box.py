@@ -65,11 +65,6 @@ class LocalModel:
         labels, confidences = torch.cat([b.indices for b in best]), torch.cat([b.values for b in best]).exp()
         return labels.to(torch.uint8).cpu().numpy(), confidences.cpu().numpy()
 
-    def mean_entropy(self, images: np.ndarray) -> np.ndarray:
-        """``(N,)`` float32 mean over the pixels of ``- sum p log p`` in nats, 0 .. log C: the owner's as well."""
-        logs = torch.cat(list(self._log_probabilities(images, None)))
-        return -(logs.exp() * logs).sum(1).mean((1, 2)).cpu().numpy()
-
     @torch.no_grad()
     def _log_probabilities(self, images: np.ndarray, size: tuple[int, int] | None) -> Iterator[Tensor]:
         """``(1, C, H, W)`` of each image: at 1024 x 2048 pixels those of eight are 1.3 GB."""

@@ -6,10 +6,7 @@ from PIL import Image
 from torch import nn
 
 from b2ma_core.black_box import LabelFolder, LocalModel, ask
-from b2ma_core.data import datasets
 from b2ma_core.labels import CAMVID, CITYSCAPES
-from b2ma_core.study.asking import rank_by_entropy
-from b2ma_core.study.records import Run
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 3), dtype=np.uint8)
 NAMES = ["a", "b"]
@@ -131,25 +128,6 @@ def test_a_box_that_answers_wrongly_is_named(answer, said):
 
     with pytest.raises(ValueError, match=f"the box Vendor.*{said}"):
         ask(Vendor(), IMAGES, NAMES, CITYSCAPES)
-
-
-def test_images_are_ranked_by_mean_entropy_on_the_owners_side(smoke_params, tmp_path):
-    class Network(torch.nn.Module):
-        """Two classes, surer on brighter images."""
-
-        def forward(self, images):
-            return torch.stack([images.mean(1) * 4, -images.mean(1) * 4], 1)
-
-    data = datasets.Data("target_train", ["dark", "bright", "middle"], np.zeros((3, 4, 4, 3), np.uint8), None,
-                         ["train"] * 3, [(4, 4)] * 3)  # fmt: skip
-    data.images[1], data.images[2] = 255, 100
-    run = Run(smoke_params, 0, tmp_path)
-    entropies = rank_by_entropy(run, LocalModel(Network()), data, batch=2)
-    assert entropies["dark"] == pytest.approx(np.log(2))
-    p = 1 / (1 + np.exp(-8))
-    assert entropies["bright"] == pytest.approx(-p * np.log(p) - (1 - p) * np.log(1 - p), rel=1e-4)
-    assert run.path("labels", "target_train_easy.txt").read_text() == "bright\n"
-    assert run.path("labels", "target_train_hard.txt").read_text() == "middle\ndark\n"
 
 
 def test_a_box_is_asked_with_a_name_for_each_image():

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from b2ma_core.black_box import BlackBox, LabelFolder, LocalModel, ask
 from b2ma_core.data.datasets import PARTS, Data
-from b2ma_core.files import PROJECT, read_json, write_bytes, write_json, write_png
+from b2ma_core.files import PROJECT, read_json, write_json, write_png
 from b2ma_core.params import Params, base_study
 from b2ma_core.queries import VIEWS, steadiness, view_size, views, weighted_majority_vote
 from b2ma_core.study.inputs import MARK, answered
@@ -195,27 +195,6 @@ def _take_over(run: Run, data: Data, other: Data, steady: dict[str, list[float]]
             steady[name] = theirs[name]
     if theirs:
         write_json(steadiness_file(run, data.name), steady)
-
-
-def rank_by_entropy(run: Run, box: LocalModel, data: Data, batch: int = 8) -> dict[str, float]:
-    """The published lists of easy and hard images, on the owner's side: a label-only box has no entropy.
-
-    ``labels/<part>_easy.txt`` names the half with the lower mean entropy, from the lowest, ``labels/<part>_hard.txt``
-    the rest. Nothing here reads them.
-
-    Returns:
-        Name -> mean entropy in nats.
-
-    Source: Pan et al., IntraDA (CVPR 2020), as the published code uses it.
-    """
-    entropies: dict[str, float] = {}
-    for i in range(0, len(data), batch):
-        values = box.mean_entropy(np.array(data.images[i : i + batch])).tolist()
-        entropies.update(zip(data.names[i : i + batch], values, strict=True))
-    ranked = sorted(entropies, key=lambda name: (entropies[name], name))
-    for kind, names in (("easy", ranked[: len(ranked) // 2]), ("hard", ranked[len(ranked) // 2 :])):
-        write_bytes(run.path("labels", f"{data.name}_{kind}.txt"), "".join(f"{name}\n" for name in names).encode())
-    return entropies
 
 
 def in_frame(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
