@@ -1,11 +1,13 @@
 """One IoU for everything: a confusion matrix in int64, read as per-class IoU and its mean."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
+
+ALL = "all"  # in place of a split: all images together
 
 
 class ConfusionMatrix:
@@ -157,6 +159,11 @@ def miou_of_present(scores: ConfusionMatrix) -> float:
     """Mean IoU over the classes that have a true pixel, 0 .. 1, as in all tables and curves: another class would count
     in the rows that answer it, as 0, and not in the others."""
     return scores.miou(scores.present())
+
+
+def scores_of(confusion: Mapping[str, list[list[int]]], split: str = ALL) -> ConfusionMatrix:
+    """A row's confusion matrix on one of its splits, or on all of them together, from what the record keeps."""
+    return ConfusionMatrix.of(np.sum(list(confusion.values()) if split == ALL else [confusion[split]], 0))
 
 
 def gap_closed(source_only: float, value: float, oracle: float) -> float:

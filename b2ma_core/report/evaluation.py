@@ -10,8 +10,7 @@ from torch import nn
 
 from b2ma_core.data.datasets import Data, load
 from b2ma_core.files import read_label_map, whole_file, write_png
-from b2ma_core.metrics import ConfusionMatrix, gap_closed, miou_of_present
-from b2ma_core.report.results import scores_of
+from b2ma_core.metrics import ConfusionMatrix, gap_closed, miou_of_present, scores_of
 from b2ma_core.study.pipeline import EVALUATION, trainings
 from b2ma_core.study.pseudo_labels import read_labels, voted
 from b2ma_core.study.records import Run

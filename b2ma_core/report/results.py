@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from b2ma_core.files import PROJECT
-from b2ma_core.metrics import ConfusionMatrix, gap_closed
+from b2ma_core.metrics import ALL, ConfusionMatrix, gap_closed, scores_of
 from b2ma_core.params import Params, load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
@@ -20,7 +20,6 @@ from b2ma_core.study.pipeline import EVALUATION, stage_named
 
 RARE_BELOW = 0.01  # share of the true pixels under which a class is called rare
 ENDS = ["source-only", "oracle"]  # of the gap: the box as it answers, the same network trained with true labels
-ALL = "all"  # in place of a split: all images together
 
 
 def alike_seeds(study: str, runs: Path = PROJECT / "runs") -> list[int]:
@@ -98,11 +97,6 @@ def trained_where(records: Sequence[dict]) -> str:
     each = {name: ", ".join(values.astype(str).unique()) for name, values in known.items()}
     return ("trained at revision {git} in {precision} on {device}, {threads} threads, torch {torch}, torchvision "
             "{torchvision}").format(**each)  # fmt: skip
-
-
-def scores_of(confusion: Mapping[str, list[list[int]]], split: str = ALL) -> ConfusionMatrix:
-    """A row's confusion matrix on one of its splits, or on all of them together, from what the record keeps."""
-    return ConfusionMatrix.of(np.sum(list(confusion.values()) if split == ALL else [confusion[split]], 0))
 
 
 def class_scores(scores: Mapping[str, ConfusionMatrix], names: Sequence[str]) -> pd.DataFrame:
