@@ -161,8 +161,8 @@ def read_sample(item: Item, part: Part) -> tuple[np.ndarray, np.ndarray | None, 
 
 
 def _nearly(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Some images of GTA5 as distributed differ from their labels by a few pixels; whoever trains on it brings both to
-    one size (AdaptSegNet). So it is here, up to a fiftieth of a side."""
+    """Some images of GTA5 are said to differ from their labels by a few pixels. Both are brought to one size anyway, so
+    this is let pass, up to a fiftieth of a side."""
     return all(abs(a - b) <= b / 50 for a, b in zip(size, other, strict=True))
 
 

@@ -33,6 +33,8 @@ from b2ma_core.distillation import (
 )
 from b2ma_core.files import read_json
 from b2ma_core.labels import nearest
+from b2ma_core.metrics import miou_of_present
+
 from b2ma_core.mixes import mix
 from b2ma_core.models import MODELS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params
@@ -290,8 +292,7 @@ def _scorer(run: Run, model: nn.Module, fabric: Fabric, data: Data | None, scale
     shown = data.of(data.evenly(100))
 
     def evaluate() -> float:
-        scores = score(model, fabric, shown, run.params.space.num_classes, scale)
-        return scores.miou(scores.present())
+        return miou_of_present(score(model, fabric, shown, run.params.space.num_classes, scale))
 
     return evaluate
 
