@@ -34,7 +34,6 @@ from b2ma_core.distillation import (
 from b2ma_core.files import read_json
 from b2ma_core.labels import nearest
 from b2ma_core.metrics import miou_of_present
-
 from b2ma_core.mixes import mix
 from b2ma_core.models import MODELS, build_model, freeze_batch_norm, load_weights
 from b2ma_core.params import Params
