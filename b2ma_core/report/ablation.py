@@ -1,7 +1,6 @@
 """The ablation's table and curves. ``params/ablation.yaml`` lists the arms; ``study/arms.py`` makes runs of them."""
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from b2ma_core.files import PROJECT, load_yaml
+from b2ma_core.files import PROJECT, load_yaml, read_json
 from b2ma_core.params import Params, load_params, study_file, unlike
 from b2ma_core.processes import run_command
 from b2ma_core.report import results
@@ -116,9 +115,8 @@ def class_differences(
     lines = (one - other).reset_index(name="difference")
     mined = set()
     for seed in lines["seed"].unique():
-        path = runs / study / str(seed) / "records" / "04_hard_patches.json"
-        held = json.loads(path.read_text())["metrics"]["patches_by_class"] if path.is_file() else {}
-        mined |= {(name, seed) for name in held}
+        record = read_json(runs / study / str(seed) / "records" / "04_hard_patches.json")
+        mined |= {(name, seed) for name in record["metrics"]["patches_by_class"]} if record else set()
     return lines.assign(mined=one.index.isin(mined))
 
 

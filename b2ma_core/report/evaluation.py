@@ -1,6 +1,5 @@
 """Scores of a run: the box and every checkpoint on the same labelled images, as one table."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from b2ma_core.data.datasets import Data, load
-from b2ma_core.files import read_label_map, whole_file, write_png
+from b2ma_core.files import read_json, read_label_map, whole_file, write_png
 from b2ma_core.metrics import ConfusionMatrix, gap_closed, miou_of_present, scores_of
 from b2ma_core.study.pipeline import EVALUATION, trainings
 from b2ma_core.study.pseudo_labels import read_labels, voted
@@ -130,9 +129,8 @@ def _at(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _best(run: Run, row: str) -> float | None:
-    history = None if row in BOX_ROWS else run.path(trainings(run.params)[row], "history.json")
-    curve = json.loads(history.read_text())["miou"] if history and history.is_file() else ()
-    return max((value for _, value in curve), default=None)
+    history = {} if row in BOX_ROWS else read_json(run.path(trainings(run.params)[row], "history.json"), {})
+    return max((value for _, value in history.get("miou", ())), default=None)
 
 
 def _scored_on(run: Run, val: Data | None, rows: dict[str, dict]) -> str:

@@ -4,7 +4,6 @@ import argparse
 import base64
 import copy
 import io
-import json
 import platform
 import re
 import sys
@@ -14,7 +13,7 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from b2ma_core.files import PROJECT, write_bytes
+from b2ma_core.files import PROJECT, read_json, write_bytes
 from b2ma_core.params import study_file
 from b2ma_core.processes import run_command
 from b2ma_core.study.check import seeds_of
@@ -117,7 +116,7 @@ def publish(study: str, seed: int, folder: Path, runs: Path = PROJECT / "runs") 
             raise FileNotFoundError(f"{run}: no record of {stage}; make study STUDY={study} SEEDS={seed}")
         books[stage] = clean(nbformat.read(run / "notebooks" / f"{stage}.ipynb", 4))
         refuse(stage, books[stage])
-    params = json.loads((run / "params.json").read_text())
+    params = read_json(run / "params.json")
     if {params["source_dataset"], params["target_dataset"]} != {"minicity"}:
         raise ValueError(f"{study}: its notebooks show photographs, which stay where their licence keeps them")
     for stage, book in books.items():

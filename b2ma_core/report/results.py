@@ -1,7 +1,6 @@
 """Results as one tidy table, from records alone: ``python -m b2ma_core.report.results STUDY SEED ..`` prints them."""
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from b2ma_core.files import PROJECT
+from b2ma_core.files import PROJECT, read_json
 from b2ma_core.metrics import ALL, ConfusionMatrix, gap_closed, scores_of
 from b2ma_core.params import Params, load_params, study_file, unlike
 from b2ma_core.processes import run_command
@@ -51,7 +50,7 @@ def read_records(study: str, seeds: Sequence[int], runs: Path = PROJECT / "runs"
 
 def read_record(path: Path) -> dict:
     """An evaluation's record; ValueError if it is of an older form, without confusion matrices."""
-    record = json.loads(path.read_text())
+    record = read_json(path)
     if not all("confusion" in row for row in record["metrics"]["rows"].values()):
         raise ValueError(f"{path}: is of an older form, without confusion matrices; remove it and run it again: "
                          f"make study STUDY={record['study']} SEEDS={record['seed']}")  # fmt: skip
