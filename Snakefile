@@ -39,6 +39,8 @@ if workflow.is_main_process:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit("another make study is running in this folder: wait for it or stop it")
+    except OSError as error:
+        sys.exit(f"runs: files cannot be locked there ({error.strerror}): make it a link to where they can (flock)")
 
 # A killed make takes this process with it, this one its notebooks. A job of a cluster ends as its scheduler says.
 if not workflow.is_main_process:

@@ -226,6 +226,7 @@ def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
 
     Raises:
         RuntimeError: if another process keeps the folder.
+        OSError: naming the folder, if its file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
@@ -238,6 +239,11 @@ def only_one(folder: Path, patience: float = 20.0) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"{folder}: another process is working here; wait for it or stop it") from None
                 time.sleep(0.2)
+            except OSError as error:  # as of some network file systems
+                raise OSError(
+                    f"{folder}: files cannot be locked there ({error.strerror}), so that two processes could spoil "
+                    "each other's work; make it a link to a folder on a file system with locks (flock)"
+                ) from None
         for left in folder.glob("*.part"):
             if left.suffixes[-2:-1] and left.suffixes[-2][1:].isdigit():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()

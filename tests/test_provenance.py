@@ -1,5 +1,6 @@
 """Stale answers: what a stage was made from is kept beside it, and what has changed since is made again or refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -302,6 +303,9 @@ def test_a_changed_arm_is_made_again_and_an_origin_made_anew_is_linked_anew(stud
         run = study(**switches)
         return Run(run.params.model_copy(update={"study": "folder+arm"}), 0, tmp_path / "runs")
 
+    def no_link(*_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
     def origin(weights):
         run = study(rounds=1)
         for name in ("source", "stage1", "stage2/round-1", "oracle"):
@@ -334,6 +338,13 @@ def test_a_changed_arm_is_made_again_and_an_origin_made_anew_is_linked_anew(stud
     branch(run)
     assert not run.path("stage2").exists()  # its stage 1 was another
     assert run.path("stage1", "student.safetensors").samefile(first.path("stage1", "student.safetensors"))
+    with monkeypatch.context() as other_disk:
+        other_disk.setattr(os, "link", no_link)
+        shutil.rmtree(run.path("stage1"))
+        branch(run)
+    copied, shared = (each.path("stage1", "student.safetensors") for each in (run, first))
+    assert not copied.samefile(shared) and copied.read_bytes() == shared.read_bytes()
+    assert copied.stat().st_mtime == shared.stat().st_mtime
     run = arm(rounds=1, stage1_steps=7)  # the arm begins earlier now
     branch(run)
     assert not run.path("stage1").exists() and not run.path("records", "03_cross_domain.json").exists()

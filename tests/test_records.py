@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import json
+import os
 import resource
 import signal
 
@@ -75,6 +78,15 @@ def test_one_process_works_in_a_folder(tmp_path):
         with only_one(tmp_path, patience=0):
             pass
     with only_one(tmp_path, patience=0):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=f"{tmp_path}: files cannot be locked there"), only_one(tmp_path):
         pass
 
 

@@ -1,8 +1,8 @@
 """Arms of the ablation as runs: which stage an arm begins at, and what it shares with the study that it stems from.
 
-The arm ``<study>+<arm>`` of a seed shares with ``<study>``, by hard links, all that was made before its first switch is
-read: the same box, the same labels, the same stage 1, so that a difference is the switch's. What was made of an arm
-that has changed since is made again.
+The arm ``<study>+<arm>`` of a seed shares with ``<study>``, by hard links or else copies, all that was made before its
+first switch is read: the same box, the same labels, the same stage 1, so that a difference is the switch's. What was
+made of an arm that has changed since is made again.
 """
 
 import os
@@ -90,7 +90,7 @@ def remove_from(run: Path, notebook: str) -> None:
 
 def _share(source: Path, target: Path) -> None:
     """Two names of one file or folder's files: outputs are replaced whole, never written into, so that neither changes
-    the other. What differs in the target gives way."""
+    the other. What differs in the target gives way. Where there can be no second name, a copy of the same date."""
     files = [source] if source.is_file() else [path for path in source.rglob("*") if path.is_file()]
     wanted = {path.relative_to(source): path for path in files if path.name != ".lock"}
     for path in [*target.rglob("*")]:
@@ -102,7 +102,10 @@ def _share(source: Path, target: Path) -> None:
             continue
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        os.link(path, link)
+        try:
+            os.link(path, link)
+        except OSError:
+            shutil.copy2(path, link)
 
 
 def main(what: str, study: str, notebook: str = "") -> None:
