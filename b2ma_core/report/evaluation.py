@@ -40,9 +40,8 @@ def score_rows(run: Run, names: Sequence[str] | None = None) -> dict[str, dict]:
     val, rows = load(run.params, "target_val"), {}
     if val is None or val.labels is None:
         return rows
-    parts = {split: val.of_split(split) for split in dict.fromkeys(val.splits)}
     for name in [*_box_rows(run, val), *row_names(run)] if names is None else names:
-        confusion = {split: s.counts().tolist() for split, s in _score_apart(run, name, parts).items()}
+        confusion = {split: s.counts().tolist() for split, s in _score_apart(run, name, val).items()}
         miou = miou_of_present(scores_of(confusion))
         rows[name] = {"miou": miou, "best_miou": _best(run, name), "confusion": confusion}
     return rows
@@ -102,16 +101,15 @@ def _box_rows(run: Run, val: Data) -> tuple[str, ...]:
     return BOX_ROWS[: 1 + voted(run, val)]
 
 
-def _score_apart(run: Run, name: str, parts: dict[str, Data]) -> dict[str, ConfusionMatrix]:
+def _score_apart(run: Run, name: str, val: Data) -> dict[str, ConfusionMatrix]:
     """Confusion matrices of one row, by split; labels of another size than the truth are brought to it (nearest)."""
-    classes, scale = run.params.space.num_classes, run.params.predict_scale
+    classes, splits = run.params.space.num_classes, dict.fromkeys(val.splits)
     if name not in BOX_ROWS:
         network = _student(run, name)
-        return {split: score(*network, part, classes, scale) for split, part in parts.items()}
-    scores = {split: ConfusionMatrix(classes) for split in parts}
-    for split, part in parts.items():
-        for labels, truth in zip(read_labels(run, part, name == "votes"), part.labels, strict=True):
-            scores[split].update(_at(labels, truth.shape), truth)
+        return {split: score(*network, val.of_split(split), classes, run.params.predict_scale) for split in splits}
+    scores = {split: ConfusionMatrix(classes) for split in splits}
+    for labels, truth, split in zip(read_labels(run, val, name == "votes"), val.labels, val.splits, strict=True):
+        scores[split].update(_at(labels, truth.shape), truth)
     return scores
 
 
@@ -152,7 +150,8 @@ def _save_samples(run: Run, val: Data | None) -> None:
     if part.labels is not None:
         samples["truth"] = np.stack([_at(part.labels[i], size) for i in chosen])
     if run.path("labels", part.name).is_dir():
-        samples["source-only"] = np.stack([_at(labels, size) for labels in read_labels(run, part.of(chosen))])
+        labels = read_labels(run, part)
+        samples["source-only"] = np.stack([_at(labels[i], size) for i in chosen])
     for name in dict.fromkeys(("stage 1", row_names(run)[-1])):
         said = predict(*_student(run, name), samples["target_image"], None, run.params.predict_scale)
         samples[name.replace(" ", "_")] = said
